@@ -1,0 +1,280 @@
+"""Everything that cacheagent raises on purpose.
+
+::
+
+    CacheAgentError
+    ├── ConfigError                  the configuration file cannot be used
+    ├── StateDirBusyError            another agent holds the state folder
+    ├── ProblemError                 a request has a clear answer that is not success
+    │   ├── InvalidRequestError
+    │   ├── UnauthenticatedError
+    │   ├── ImageForbiddenError
+    │   ├── NotFoundError
+    │   │   ├── ImageNotFoundError
+    │   │   ├── DiskNotFoundError
+    │   │   └── InstanceNotFoundError
+    │   ├── ImageNotActiveError
+    │   ├── DiskConflictError
+    │   ├── BaseInUseError
+    │   ├── ImageUnacceptableError
+    │   ├── DiskTooSmallError
+    │   ├── DigestMismatchError
+    │   ├── GlanceRefusedError
+    │   ├── InsufficientSpaceError
+    │   └── RetryLaterError
+    │       ├── GlanceUnavailableError
+    │       └── ShuttingDownError
+    ├── QemuImgError                 qemu-img failed, or a limit stopped it
+    ├── RequestFailedError           what the client library raises for a problem
+    └── DaemonUnreachableError       what it raises where no daemon answers
+
+A ``ProblemError`` knows its word, its status and its members (RFC 9457 calls them extension
+members); ``api.problems`` writes them down. Nothing else in the tree knows a status. Backends
+translate foreign errors into these at their edge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class CacheAgentError(Exception):
+    """The root: catch it to catch everything that cacheagent raises on purpose."""
+
+
+class ConfigError(CacheAgentError):
+    """The configuration cannot be used; the message names the key."""
+
+
+class StateDirBusyError(CacheAgentError):
+    """Another agent holds the lock of the state folder."""
+
+
+class QemuImgError(CacheAgentError):
+    """A qemu-img command failed or was stopped by a limit; the message is its last words."""
+
+
+class ProblemError(CacheAgentError):
+    """A refusal or failure with a word, an HTTP status and members of its own."""
+
+    word: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def members(self) -> Mapping[str, object]:
+        """Give the members beside type, title, status and detail; values are JSON."""
+        return {}
+
+
+class InvalidRequestError(ProblemError):
+    """The request cannot be read; ``problems`` holds pairs of field and problem."""
+
+    word, status, title = "invalid-request", 400, "Invalid request"
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {problem}" for field, problem in self.problems))
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``errors``: a list of objects with ``field`` and ``problem``."""
+        return {"errors": [{"field": f, "problem": p} for f, p in self.problems]}
+
+
+class UnauthenticatedError(ProblemError):
+    """No token where one is needed, or one that Keystone does not accept."""
+
+    word, status, title = "unauthenticated", 401, "Not authenticated"
+
+
+class ImageForbiddenError(ProblemError):
+    """The token may not download the image."""
+
+    word, status, title = "image-forbidden", 403, "Image forbidden"
+
+    def __init__(self, image_id: str, message: str) -> None:
+        self.image_id = image_id
+        super().__init__(message)
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``image_id``."""
+        return {"image_id": self.image_id}
+
+
+class NotFoundError(ProblemError):
+    """What the request names does not exist, or not for this caller."""
+
+    status = 404
+
+
+class ImageNotFoundError(NotFoundError):
+    """Glance does not know the image, or does not show it to this caller."""
+
+    word, title = "image-not-found", "Image not found"
+
+
+class DiskNotFoundError(NotFoundError):
+    """The instance has no disk of this name."""
+
+    word, title = "disk-not-found", "Disk not found"
+
+
+class InstanceNotFoundError(NotFoundError):
+    """No disk of this instance is known."""
+
+    word, title = "instance-not-found", "Instance not found"
+
+
+class ImageNotActiveError(ProblemError):
+    """The image is not ``active`` in Glance; ``image_status`` is what it is instead."""
+
+    word, status, title = "image-not-active", 409, "Image not active"
+
+    def __init__(self, image_id: str, image_status: str) -> None:
+        self.image_status = image_status
+        super().__init__(f"image {image_id} is {image_status}, not active")
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``image_status``, the state of the image in Glance."""
+        return {"image_status": self.image_status}
+
+
+class DiskConflictError(ProblemError):
+    """The name is taken by a disk of another specification, given in ``existing``."""
+
+    word, status, title = "disk-conflict", 409, "Disk conflict"
+
+    def __init__(self, message: str, existing: Mapping[str, object]) -> None:
+        self.existing = existing
+        super().__init__(message)
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``existing``: the specification of the disk that is there."""
+        return {"existing": dict(self.existing)}
+
+
+class BaseInUseError(ProblemError):
+    """The base cannot be evicted; ``users`` lists why."""
+
+    word, status, title = "base-in-use", 409, "Base in use"
+
+    def __init__(self, message: str, users: Sequence[Mapping[str, object]]) -> None:
+        self.users = tuple(users)
+        super().__init__(message)
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``users``: objects with ``kind`` and what names the user."""
+        return {"users": [dict(user) for user in self.users]}
+
+
+class ImageUnacceptableError(ProblemError):
+    """The image breaks a rule of admission; ``reason`` is the name of the rule."""
+
+    word, status, title = "image-unacceptable", 422, "Image unacceptable"
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``reason``."""
+        return {"reason": self.reason}
+
+
+class DiskTooSmallError(ProblemError):
+    """The disk asked for is smaller than the image demands."""
+
+    word, status, title = "disk-too-small", 422, "Disk too small"
+
+    def __init__(self, *, required_bytes: int, requested_bytes: int) -> None:
+        self.required_bytes = required_bytes
+        self.requested_bytes = requested_bytes
+        super().__init__(
+            f"the image needs {required_bytes} bytes, {requested_bytes} were asked for"
+        )
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``required_bytes`` and ``requested_bytes``."""
+        return {"required_bytes": self.required_bytes, "requested_bytes": self.requested_bytes}
+
+
+class DigestMismatchError(ProblemError):
+    """The bytes received are not those that Glance's digest stands for."""
+
+    word, status, title = "digest-mismatch", 502, "Digest mismatch"
+
+    def __init__(self, *, algorithm: str, expected: str, actual: str) -> None:
+        self.algorithm = algorithm
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"{algorithm} is {actual}, Glance says {expected}")
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``algorithm``, ``expected`` and ``actual``."""
+        return {"algorithm": self.algorithm, "expected": self.expected, "actual": self.actual}
+
+
+class GlanceRefusedError(ProblemError):
+    """Glance answered something that no retry will change; ``glance_status`` is its status."""
+
+    word, status, title = "glance-refused", 502, "Glance refused"
+
+    def __init__(self, message: str, *, glance_status: int) -> None:
+        self.glance_status = glance_status
+        super().__init__(message)
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``glance_status``."""
+        return {"glance_status": self.glance_status}
+
+
+class RetryLaterError(ProblemError):
+    """A state that passes; ``retry_after`` says in how many seconds to try again."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class GlanceUnavailableError(RetryLaterError):
+    """Glance or Keystone cannot be reached, or fails, and went on to do so."""
+
+    word, title = "glance-unavailable", "Glance unavailable"
+
+
+class ShuttingDownError(RetryLaterError):
+    """The daemon is stopping and takes no new work."""
+
+    word, title = "shutting-down", "Shutting down"
+
+
+class InsufficientSpaceError(ProblemError):
+    """The bytes do not fit into the file system."""
+
+    word, status, title = "insufficient-space", 507, "Insufficient space"
+
+    def __init__(self, *, required_bytes: int, available_bytes: int) -> None:
+        self.required_bytes = required_bytes
+        self.available_bytes = available_bytes
+        super().__init__(f"{required_bytes} bytes are needed, {available_bytes} are available")
+
+    def members(self) -> Mapping[str, object]:
+        """Give ``required_bytes`` and ``available_bytes``."""
+        return {"required_bytes": self.required_bytes, "available_bytes": self.available_bytes}
+
+
+class RequestFailedError(CacheAgentError):
+    """The daemon answered a client with a problem; ``problem`` is its JSON."""
+
+    def __init__(self, message: str, *, status: int, problem: Mapping[str, object]) -> None:
+        self.status = status
+        self.problem = problem
+        super().__init__(message)
+
+
+class DaemonUnreachableError(CacheAgentError):
+    """No daemon answers at the address that the client was given."""
