@@ -1,0 +1,1 @@
+"""Background loops: they decide when, the service decides what."""

@@ -1,0 +1,1 @@
+"""Primitives of asyncio without a word of the domain."""

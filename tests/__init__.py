@@ -1,0 +1,1 @@
+"""Tests: each shows something that a user of cacheagent cares about."""

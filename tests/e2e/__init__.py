@@ -1,0 +1,1 @@
+"""Tests of the daemon as a whole, on real parts."""
