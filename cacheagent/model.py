@@ -10,12 +10,12 @@ import enum
 import re
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, NewType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
-    from pathlib import Path
 
 ImageId = NewType("ImageId", str)
 InstanceId = NewType("InstanceId", str)
