@@ -1,0 +1,205 @@
+"""Names and paths, both ways."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cacheagent.model import (
+    Base,
+    BaseId,
+    BaseState,
+    DiskFormat,
+    DiskKey,
+    DiskName,
+    ImageId,
+    InstanceId,
+)
+from cacheagent.policy import layout as layout_module
+from cacheagent.policy.layout import Layout, TemplateName
+
+LAYOUT = Layout(state_dir=Path("/state"), instances_dir=Path("/instances"))
+IMAGE = ImageId("5d3f0a6e-0b51-4c4e-9d6d-0b7f5a8b5f11")
+INSTANCE = InstanceId("9f2c7a34-7f3d-4d0e-8a58-2a3c6a1b9d22")
+BASE_ID = BaseId("sha512-" + "ab" * 64)
+KEY = DiskKey(instance_id=INSTANCE, name=DiskName("root"))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _base(fmt: DiskFormat = DiskFormat.RAW) -> Base:
+    return Base(
+        base_id=BASE_ID,
+        state=BaseState.READY,
+        format=fmt,
+        source_format="qcow2",
+        size=1,
+        virtual_size=2,
+        allocated=1,
+        inspection_version=1,
+        fetched_at=NOW,
+        last_used_at=NOW,
+    )
+
+
+def test_the_folders_are_those_of_the_design() -> None:
+    """Everything of the agent's own lies below the state folder, under fixed names."""
+    paths = [
+        LAYOUT.lock,
+        LAYOUT.catalog,
+        LAYOUT.bases,
+        LAYOUT.ingest,
+        LAYOUT.templates,
+        LAYOUT.trash,
+        LAYOUT.quarantine,
+    ]
+    names = ["lock", "catalog.db", "bases", "ingest", "templates", "trash", "quarantine"]
+    assert paths == [Path("/state") / name for name in names]
+
+
+def test_a_base_and_its_manifest() -> None:
+    """A base is named by content and format, its manifest after it, and both parse back."""
+    base = LAYOUT.base(BASE_ID, DiskFormat.RAW)
+    manifest = LAYOUT.manifest(BASE_ID, DiskFormat.RAW)
+    assert base == Path(f"/state/bases/{BASE_ID}.raw")
+    assert manifest == Path(f"/state/bases/{BASE_ID}.raw.json")
+    assert layout_module.parse_base_name(base.name) == (BASE_ID, DiskFormat.RAW)
+    assert layout_module.parse_manifest_name(manifest.name) == (BASE_ID, DiskFormat.RAW)
+    assert layout_module.parse_base_name(manifest.name) is None
+    assert layout_module.parse_manifest_name(base.name) is None
+
+
+def test_trash_and_quarantine_keep_the_name_of_the_base() -> None:
+    """A base that is moved aside can still be told by its name."""
+    assert LAYOUT.trashed(BASE_ID, DiskFormat.QCOW2) == Path(f"/state/trash/{BASE_ID}.qcow2")
+    assert LAYOUT.quarantined(BASE_ID, DiskFormat.RAW) == Path(f"/state/quarantine/{BASE_ID}.raw")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sha512-abc.raw",
+        f"md5-{'a' * 32}.raw",
+        f"sha256-{'A' * 64}.raw",
+        f"sha256-{'a' * 64}.vmdk",
+        f"sha256-{'a' * 64}",
+        f"sha256-{'a' * 64}.raw\n",
+        f".sha256-{'a' * 64}.raw",
+        "README",
+        "",
+    ],
+)
+def test_other_names_are_no_base(name: str) -> None:
+    """What does not fit the pattern to the letter is unknown."""
+    assert layout_module.parse_base_name(name) is None
+    assert layout_module.parse_manifest_name(f"{name}.json") is None
+
+
+def test_the_files_of_an_ingest() -> None:
+    """Bytes, record and conversion of an image are told apart by their endings."""
+    part, record = LAYOUT.part(IMAGE), LAYOUT.part_record(IMAGE)
+    raw, qcow2 = LAYOUT.conversion(IMAGE), LAYOUT.conversion(IMAGE, DiskFormat.QCOW2)
+    assert [path.name.removeprefix(IMAGE) for path in (part, record, raw, qcow2)] == [
+        ".part",
+        ".part.json",
+        ".raw",
+        ".qcow2",
+    ]
+    assert {path.parent for path in (part, record, raw, qcow2)} == {LAYOUT.ingest}
+    parsed = [
+        (
+            layout_module.parse_part_name(path.name),
+            layout_module.parse_part_record_name(path.name),
+            layout_module.parse_conversion_name(path.name),
+        )
+        for path in (part, record, raw, qcow2, Path("other.part"))
+    ]
+    assert parsed == [
+        (IMAGE, None, None),
+        (None, IMAGE, None),
+        (None, None, (IMAGE, DiskFormat.RAW)),
+        (None, None, (IMAGE, DiskFormat.QCOW2)),
+        (None, None, None),
+    ]
+
+
+def test_a_template_is_named_by_what_it_holds() -> None:
+    """Base, size, options, both formats and the path of the base each make another template."""
+    moved = Layout(state_dir=Path("/other"), instances_dir=Path("/instances"))
+    qcow2 = DiskFormat.QCOW2
+    names = [
+        LAYOUT.template(_base(), qcow2, 1 << 30, "").name,
+        LAYOUT.template(_base(DiskFormat.QCOW2), qcow2, 1 << 30, "").name,
+        LAYOUT.template(_base(), qcow2, 1 << 31, "").name,
+        LAYOUT.template(_base(), qcow2, 1 << 30, "cluster_size=128k").name,
+        LAYOUT.template(None, qcow2, 1 << 30, "").name,
+        moved.template(_base(), qcow2, 1 << 30, "").name,
+        LAYOUT.template(_base(), DiskFormat.RAW, 1 << 30, "").name,
+    ]
+    assert len(set(names)) == len(names)
+    again = LAYOUT.template(_base(), qcow2, 1 << 30, "")
+    assert again.name == names[0]
+    assert again.parent == LAYOUT.templates
+    assert len(again.name) < 255
+
+
+def test_a_template_tells_its_base() -> None:
+    """The base behind a template is read from its name, so that both can go together."""
+    name = LAYOUT.template(_base(), DiskFormat.QCOW2, 5, "").name
+    blank = LAYOUT.template(None, DiskFormat.QCOW2, 5, "").name
+    parse = layout_module.parse_template_name
+    assert parse(name) == TemplateName(base_id=BASE_ID, format=DiskFormat.QCOW2)
+    assert parse(blank) == TemplateName(base_id=None, format=DiskFormat.QCOW2)
+    assert parse(name.replace(BASE_ID, "sha512-ab")) is None
+    assert parse(f"{BASE_ID}.qcow2") is None
+
+
+def test_a_disk_lies_in_the_folder_of_its_instance() -> None:
+    """Path and key of a disk lead to each other."""
+    path = LAYOUT.disk(KEY, DiskFormat.QCOW2)
+    assert path == Path(f"/instances/{INSTANCE}/root.qcow2")
+    assert LAYOUT.instance(INSTANCE) == path.parent
+    assert layout_module.parse_instance_name(path.parent.name) == INSTANCE
+    assert layout_module.parse_disk_file_name(path.name) == (KEY.name, DiskFormat.QCOW2)
+    assert LAYOUT.disk_of(path) == (KEY, DiskFormat.QCOW2)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/elsewhere/{INSTANCE}/root.qcow2",
+        "/instances/no-uuid/root.qcow2",
+        f"/instances/{INSTANCE}/Root.qcow2",
+        f"/instances/{INSTANCE}/root.vmdk",
+        f"/instances/{INSTANCE}/.root.qcow2.making",
+    ],
+)
+def test_other_paths_are_no_disk(path: str) -> None:
+    """A path that is not exactly that of a disk of ours names none."""
+    assert LAYOUT.disk_of(Path(path)) is None
+
+
+def test_a_backing_file_tells_its_base() -> None:
+    """A path names a base only if it lies in the folder of the bases."""
+    path = LAYOUT.base(BASE_ID, DiskFormat.RAW)
+    assert LAYOUT.base_of(path) == (BASE_ID, DiskFormat.RAW)
+    assert LAYOUT.base_of(Path("/elsewhere") / path.name) is None
+    assert LAYOUT.base_of(LAYOUT.bases / "other") is None
+
+
+def test_a_file_that_is_being_made_is_told_by_its_name() -> None:
+    """An unfinished file lies beside its final place under a name that leads to it."""
+    path = LAYOUT.unfinished_disk(KEY, DiskFormat.RAW)
+    assert path == Path(f"/instances/{INSTANCE}/.root.raw.making")
+    assert path == layout_module.unfinished(LAYOUT.disk(KEY, DiskFormat.RAW))
+    assert layout_module.parse_unfinished_name(path.name) == "root.raw"
+    assert layout_module.parse_unfinished_name("root.raw") is None
+    assert layout_module.parse_unfinished_name("..making") is None
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/etc", "../x"])
+def test_no_path_leaves_its_folder(name: str) -> None:
+    """Should an identifier ever arrive unparsed, it meets a wall here."""
+    with pytest.raises(ValueError, match="is not a name inside of /instances"):
+        LAYOUT.instance(InstanceId(name))
