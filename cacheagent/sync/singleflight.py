@@ -31,12 +31,12 @@ class _Run(Generic[V]):
     waiters: int = 0
     stopping: bool = False
 
-    async def stop(self) -> None:
-        """Cancel the task and wait for its end, whatever that end is."""
-        if not self.stopping:  # a second cancellation would break into its winding down
+    def stop(self) -> asyncio.Task[V]:
+        """Cancel the task, once: a second time would break into its winding down."""
+        if not self.stopping:
             self.stopping = True
             self.task.cancel()
-        await asyncio.wait({self.task})
+        return self.task
 
 
 class SingleFlight(Generic[K, V]):
@@ -73,7 +73,7 @@ class SingleFlight(Generic[K, V]):
         finally:
             run.waiters -= 1
             if not run.waiters and not run.task.done():
-                await run.stop()
+                await asyncio.wait({run.stop()})
         if run.task.cancelled():
             self._refuse_when_closed()
         # Future.result() raises with the traceback as it was when the work ended, so that it does
@@ -101,8 +101,8 @@ class SingleFlight(Generic[K, V]):
         Those who wait, and whoever calls later, get ``error``; a ``RuntimeError`` by default.
         """
         self._closed = error or RuntimeError("the work was stopped")
-        running = [run for run in self._runs.values() if not run.task.done()]
-        await asyncio.gather(*(run.stop() for run in running))
+        if stopping := {run.stop() for run in self._runs.values()}:
+            await asyncio.wait(stopping)
 
     async def _running(self, key: K) -> _Run[V] | None:
         """Find the run that a caller may join, after any that is being stopped has ended."""
