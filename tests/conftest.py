@@ -1,14 +1,15 @@
-"""What every test gets: a loop that must not be blocked."""
+"""What every test gets: a loop that must not be blocked, and no skip where none is wanted."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +20,30 @@ def _no_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with blockbuster_ctx("cacheagent"):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that was skipped, where ``CACHEAGENT_REQUIRE_ALL=1`` says that none may be."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _all_required():
+        _fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Do the same for a whole module that skips itself."""
+    report = yield
+    if report.skipped and _all_required():
+        _fail(report)
+    return report
+
+
+def _all_required() -> bool:
+    return os.environ.get("CACHEAGENT_REQUIRE_ALL") == "1"
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    report.outcome = "failed"
+    report.longrepr = f"CACHEAGENT_REQUIRE_ALL=1 allows no skip: {report.longreprtext}"
