@@ -273,7 +273,7 @@ class Config(_Section):
     log: LogConfig = Field(default_factory=LogConfig)
 
     @classmethod
-    def keys(cls) -> tuple[str, ...]:
+    def all_keys(cls) -> tuple[str, ...]:
         """Name every key there is, dotted."""
         return tuple(_values(cls()))
 
@@ -357,7 +357,7 @@ def _sentence(mistake: ErrorDetails) -> str:
 
 def _guess(key: str) -> str:
     """Offer the known key that is nearest: by its whole name, or by its last part."""
-    known = [*Config.keys(), *Config.model_fields]
+    known = [*Config.all_keys(), *Config.model_fields]
     last = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     near = near or [last[word] for word in difflib.get_close_matches(key.rpartition(".")[2], last)]

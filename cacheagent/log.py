@@ -26,7 +26,8 @@ HIDDEN = "***"
 _TELLING = re.compile(r"token|password|secret|authorization|passwd", re.IGNORECASE)
 _IN_TEXT = re.compile(
     # A header as it is sent or as a mapping prints it, and a Fernet token by its first byte, 0x80.
-    r"""((?:X-(?:Auth|Service|Subject)-Token|Authorization)['"]?\s*[:=,]\s*['"]?)[^\s'",}]+"""
+    r"""((?:X-(?:Auth|Service|Subject)-Token|Authorization)['"]?\s*[:=,]\s*['"]?(?:Bearer\s+|Basic\s+)?)"""
+    r"""[^\s'",}]+"""
     r"""|gAAAA[\w-]{20,}=*""",
     re.IGNORECASE,
 )
