@@ -1,0 +1,7 @@
+"""The bytes on disk; see ``store.py``."""
+
+from cacheagent.backends.store.manifest import Manifest
+from cacheagent.backends.store.part import BLOCK_SIZE, Block, Part
+from cacheagent.backends.store.store import Store
+
+__all__ = ["BLOCK_SIZE", "Block", "Manifest", "Part", "Store"]

@@ -1,0 +1,133 @@
+"""What the store does with single files: durable writes, clones that keep holes, sizes.
+
+Everything here blocks, and is meant for the store's own threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cacheagent.errors import InsufficientSpaceError
+from cacheagent.model import SpaceUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FICLONE = 0x40049409
+"""Share all extents of another file (linux/fs.h); btrfs and XFS with reflink know it."""
+
+BLOCK_UNIT = 512
+"""``st_blocks`` counts in this unit, whatever the file system's block size (stat(2))."""
+
+
+@contextlib.contextmanager
+def space_errors(folder: Path, required_bytes: int) -> Iterator[None]:
+    """Turn a full file system or quota into ``InsufficientSpaceError`` with the figures."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise InsufficientSpaceError(
+            required_bytes=required_bytes, available_bytes=usage(folder).available
+        ) from error
+
+
+def usage(folder: Path) -> SpaceUsage:
+    """Ask the file system of ``folder`` for its size and what an ordinary user may write."""
+    found = os.statvfs(folder)
+    return SpaceUsage(
+        total=found.f_blocks * found.f_frsize, available=found.f_bavail * found.f_frsize
+    )
+
+
+def allocated(path: Path) -> int:
+    """Count the bytes that the file takes on its file system; holes take none."""
+    return path.lstat().st_blocks * BLOCK_UNIT
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether a regular file, and no link to one, has this name."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def sync_file(path: Path) -> None:
+    """Bring data and size of the file to the device."""
+    with open_fd(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in the folder to the device, so that a rename outlives a power loss."""
+    with open_fd(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def open_fd(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """Open without following a link in the last place, and close in every case."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within a file system, and make both folders durable."""
+    source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def clone(source: Path, target: Path) -> None:
+    """Make ``target``, which must not exist, a copy of ``source``: shared extents or equal bytes.
+
+    Holes stay holes. The data is on the device when this returns, the name is not.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open_fd(source, os.O_RDONLY) as reader, open_fd(target, flags) as writer:
+        try:
+            fcntl.ioctl(writer, FICLONE, reader)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
+                raise
+            _copy_data(reader, writer)
+        os.fsync(writer)
+
+
+def _copy_data(reader: int, writer: int) -> None:
+    """Copy the runs of data inside the kernel; what lies between them stays a hole."""
+    size = os.fstat(reader).st_size
+    os.ftruncate(writer, size)
+    for start, end in data_runs(reader, size):
+        offset = start
+        while offset < end:
+            copied = os.copy_file_range(reader, writer, end - offset, offset, offset)
+            if not copied:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            offset += copied
+
+
+def data_runs(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Give start and end of each run of data (lseek(2), SEEK_DATA and SEEK_HOLE)."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, offset

@@ -1,0 +1,228 @@
+"""Where the bytes of an ingest lie: a file at its full length, and which parts of it are there.
+
+The file is written in whole blocks through direct I/O where the file system can, so that the
+pages of the guests stay in the page cache; runs of zeros are left out and stay holes. The record
+beside it says what has arrived. It is not synced: whoever resumes reads the bytes again anyway,
+since a digest cannot be stored half way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import aiofiles
+
+from cacheagent.backends.store import files
+from cacheagent.policy.layout import unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from cacheagent.model import GlanceImage
+
+T = TypeVar("T")
+
+BLOCK_SIZE = 4 << 20
+"""Bytes of a full block; small enough to pipeline, large enough to forget the hops."""
+
+HOLE_SIZE = 64 << 10
+"""Zero runs are looked for in steps of this many bytes."""
+
+ALIGNMENT = 4096
+"""What direct I/O asks of offsets, lengths and memory on the devices of today."""
+
+_ZEROS = bytes(HOLE_SIZE)
+
+
+class Block:
+    """A page-aligned buffer that is filled from the left; ``view()`` is what it holds."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, BLOCK_SIZE)
+        self._view = memoryview(self._memory)
+        self.length = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more fits in."""
+        return self.length == BLOCK_SIZE
+
+    def take(self, data: memoryview) -> memoryview:
+        """Copy in what fits of ``data``, and give back the rest."""
+        taken = min(len(data), BLOCK_SIZE - self.length)
+        self._view[self.length : self.length + taken] = data[:taken]
+        self.length += taken
+        return data[taken:]
+
+    def view(self) -> memoryview:
+        """Show what has been taken in."""
+        return self._view[: self.length]
+
+    def padded(self) -> memoryview:
+        """Show the same, with zeros up to the alignment that direct I/O asks for."""
+        end = -(-self.length // ALIGNMENT) * ALIGNMENT
+        self._view[self.length : end] = bytes(end - self.length)
+        return self._view[:end]
+
+
+def data_runs(data: memoryview) -> list[tuple[int, int]]:
+    """Give start and end of the runs of ``data`` that are not zeros, in steps of ``HOLE_SIZE``."""
+    runs: list[tuple[int, int]] = []
+    for start in range(0, len(data), HOLE_SIZE):
+        piece = data[start : start + HOLE_SIZE].tobytes()
+        if piece == _ZEROS[: len(piece)]:
+            continue
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], start + len(piece))
+        else:
+            runs.append((start, start + len(piece)))
+    return runs
+
+
+class Part:
+    """The file of one ingest; ``present`` bytes from its beginning have arrived.
+
+    Made by ``Part.open``. A thread of its own does everything to the file, in order.
+    """
+
+    def __init__(self, path: Path, record: Path, image: GlanceImage, thread: Executor) -> None:
+        self.path = path
+        self.size = image.size or 0
+        self.present = 0
+        self._submitted = 0
+        self._record = record
+        self._image = image
+        self._thread = thread
+        self._fd = -1
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, path: Path, record: Path, image: GlanceImage) -> AsyncIterator[Self]:
+        """Open the part of ``image``, with what an earlier ingest of the same content left.
+
+        Raises:
+            InsufficientSpaceError: the file system is full.
+
+        """
+        thread = ThreadPoolExecutor(1, "part")
+        part = cls(path, record, image, thread)
+        try:
+            recorded = await _read_record(record, image)
+            await part._run(part._open_file, recorded)
+            yield part
+        finally:
+            # Behind whatever is still under way, were it the opening: the thread keeps the order.
+            closing = thread.submit(part._close)
+            thread.shutdown(wait=False)
+            await asyncio.shield(asyncio.wrap_future(closing))
+
+    def _run(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def _open_file(self, recorded: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with files.space_errors(self.path.parent, self.size):
+            try:
+                self._fd = os.open(self.path, flags | os.O_DIRECT, 0o600)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._fd = os.open(self.path, flags, 0o600)
+            if recorded and os.fstat(self._fd).st_size == self.size:
+                self.present = self._submitted = recorded
+            else:
+                self._empty()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def _empty(self) -> None:
+        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, self.size)
+        self.present = self._submitted = 0
+
+    def write(self, block: Block) -> asyncio.Future[None]:
+        """Begin to write the block behind all that was given before; the block stays untouched.
+
+        The future raises ``InsufficientSpaceError`` where the file system is full.
+        """
+        offset = self._submitted
+        self._submitted += block.length
+        return self._run(self._write, offset, block)
+
+    def _write(self, offset: int, block: Block) -> None:
+        data = block.padded()
+        with files.space_errors(self.path.parent, self.size):
+            for start, end in data_runs(data):
+                _write_all(self._fd, data[start:end], offset + start)
+            if len(data) != block.length:
+                os.ftruncate(self._fd, self.size)
+        # After a write that failed, what follows it is no longer a beginning.
+        if self.present == offset:
+            self.present += block.length
+
+    async def save_record(self) -> None:
+        """Write down what is present, so that another ingest can go on from there."""
+        text = json.dumps({**_identity(self._image), "present": self.present})
+        making = unfinished(self._record)
+        async with aiofiles.open(making, "w", encoding="utf-8") as file:
+            await file.write(text)
+        await self._run(making.replace, self._record)
+
+    async def read_present(self, feed: Callable[[memoryview], Awaitable[None]]) -> None:
+        """Hand the bytes that are present to ``feed``, block by block.
+
+        Raises:
+            OSError: the file is shorter than its record says.
+
+        """
+        async with aiofiles.open(self.path, "rb", buffering=0) as file:
+            left = self.present
+            while left:
+                data = await file.read(min(left, BLOCK_SIZE))
+                if not data:
+                    raise OSError(errno.EIO, "the part is shorter than its record says")
+                await feed(memoryview(data))
+                left -= len(data)
+
+    async def restart(self) -> None:
+        """Forget every byte that has arrived."""
+        await self._run(self._empty)
+
+
+def _identity(image: GlanceImage) -> dict[str, object]:
+    """Say which content the bytes belong to: another digest or size makes them useless."""
+    return {
+        "size": image.size,
+        "os_hash_algo": image.os_hash_algo,
+        "os_hash_value": image.os_hash_value,
+        "checksum": image.checksum,
+    }
+
+
+async def _read_record(record: Path, image: GlanceImage) -> int:
+    """Tell how many bytes of this very content are there; a record that is no use counts 0."""
+    try:
+        async with aiofiles.open(record, encoding="utf-8") as file:
+            known = json.loads(await file.read())
+        present = known.pop("present")
+    except (OSError, ValueError, AttributeError, KeyError):
+        return 0
+    same = known == _identity(image) and isinstance(present, int)
+    return present // BLOCK_SIZE * BLOCK_SIZE if same and 0 < present <= (image.size or 0) else 0
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

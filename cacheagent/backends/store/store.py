@@ -1,0 +1,296 @@
+"""The bytes on disk: nobody else opens a path in our folders.
+
+Each deed ends durable: data, then name, then folder. Whatever a crash leaves behind is either
+complete, or has a name that ``policy.layout`` knows as unfinished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from cacheagent.backends.store import files, manifest
+from cacheagent.backends.store.part import Part
+from cacheagent.errors import StateDirBusyError
+from cacheagent.model import DiskFormat
+from cacheagent.policy.layout import parse_template_name, unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from cacheagent.backends.store.manifest import Manifest
+    from cacheagent.model import BaseId, DiskKey, GlanceImage, ImageId, SpaceUsage
+    from cacheagent.policy.layout import Layout
+
+T = TypeVar("T")
+
+BASE_MODE = 0o440
+FOLDER_MODE = 0o750
+THREADS = 4
+"""Clones at once: each is mostly waiting for the device."""
+
+
+class Store:
+    """The folders of one agent. Every coroutine works in the store's threads."""
+
+    def __init__(self, layout: Layout, *, group: int | None, disk_mode: int) -> None:
+        self.layout = layout
+        self._group = -1 if group is None else group
+        self._disk_mode = disk_mode
+        self._threads = ThreadPoolExecutor(THREADS, "store")
+        self._lock_fd: int | None = None
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Run ``work`` in one of the store's threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
+
+    # --- the folders -----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Make the folders that are missing, and take the state folder for this agent alone.
+
+        Raises:
+            StateDirBusyError: another agent holds it.
+
+        """
+        await self.run(self._open)
+
+    def _open(self) -> None:
+        layout = self.layout
+        for folder in (
+            layout.state_dir,
+            layout.bases,
+            layout.ingest,
+            layout.templates,
+            layout.trash,
+            layout.quarantine,
+            layout.instances_dir,
+        ):
+            self._make_folder(folder)
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise StateDirBusyError(f"another agent holds {layout.lock}") from None
+        self._lock_fd = fd
+
+    async def close(self) -> None:
+        """Let the state folder go; work that is under way ends first."""
+        await asyncio.to_thread(self._threads.shutdown)
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make the folder durably; one that is there keeps the rights that somebody gave it."""
+        try:
+            folder.mkdir(FOLDER_MODE)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(FOLDER_MODE)
+        os.chown(folder, -1, self._group)
+        folder.chmod(FOLDER_MODE)
+        files.sync_folder(folder.parent)
+
+    async def usage(self) -> SpaceUsage:
+        """Measure the file system that the bases lie on."""
+        return await self.run(files.usage, self.layout.bases)
+
+    async def allocated(self, path: Path) -> int:
+        """Count the bytes that a file of ours takes on its file system."""
+        return await self.run(files.allocated, path)
+
+    # --- ingests ---------------------------------------------------------------------------
+
+    def part(self, image: GlanceImage) -> contextlib.AbstractAsyncContextManager[Part]:
+        """Open the file that the image arrives in; see ``Part.open``."""
+        layout = self.layout
+        return Part.open(layout.part(image.image_id), layout.part_record(image.image_id), image)
+
+    async def discard_ingest(self, image_id: ImageId) -> None:
+        """Remove whatever an ingest of the image left."""
+        layout = self.layout
+        record = layout.part_record(image_id)
+        conversions = (layout.conversion(image_id, fmt) for fmt in DiskFormat)
+        await self.run(
+            _remove_all, (layout.part(image_id), record, unfinished(record), *conversions)
+        )
+
+    async def partial_bytes(self) -> int:
+        """Count the bytes that unfinished downloads and conversions take."""
+        return await self.run(_allocated_in, self.layout.ingest)
+
+    # --- bases -----------------------------------------------------------------------------
+
+    async def publish(self, source: Path, record: Manifest) -> Manifest:
+        """Give a verified file the name of its base, after its manifest; from then on it is one.
+
+        Returns the manifest with the bytes that the file was measured to take.
+
+        Raises:
+            InsufficientSpaceError: there is no room even for the manifest.
+
+        """
+        with files.space_errors(self.layout.bases, 0):
+            return await self.run(self._publish, source, record)
+
+    def _publish(self, source: Path, record: Manifest) -> Manifest:
+        base = record.base
+        with files.open_fd(source, os.O_RDONLY) as fd:
+            os.fchown(fd, -1, self._group)
+            os.fchmod(fd, BASE_MODE)
+            os.fsync(fd)
+        record = manifest.measured(record, files.allocated(source))
+        self._write_manifest(record)
+        files.move(source, self.layout.base(base.base_id, base.format))
+        return record
+
+    async def write_manifest(self, record: Manifest) -> None:
+        """Replace the manifest of a base that is there."""
+        with files.space_errors(self.layout.bases, 0):
+            await self.run(self._write_manifest, record)
+
+    def _write_manifest(self, record: Manifest) -> None:
+        target = self.layout.manifest(record.base.base_id, record.base.format)
+        making = unfinished(target)
+        making.unlink(missing_ok=True)
+        with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, BASE_MODE) as fd:
+            os.write(fd, manifest.dump(record))
+            os.fchown(fd, -1, self._group)
+            os.fsync(fd)
+        files.move(making, target)
+
+    async def base_exists(self, base_id: BaseId, disk_format: DiskFormat) -> bool:
+        """Tell whether the file of the base lies where it should."""
+        return await self.run(files.is_regular, self.layout.base(base_id, disk_format))
+
+    async def trash_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Take the base out of ``bases/`` in one step, and with it its manifest and templates."""
+        await self.run(self._trash_base, base_id, disk_format)
+
+    def _trash_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        layout = self.layout
+        base = layout.base(base_id, disk_format)
+        with contextlib.suppress(FileNotFoundError):
+            base.rename(layout.trashed(base_id, disk_format))
+        layout.manifest(base_id, disk_format).unlink(missing_ok=True)
+        for template in layout.templates.iterdir():
+            name = parse_template_name(template.name)
+            if name is not None and name.base_id == base_id:
+                template.unlink(missing_ok=True)
+        files.sync_folder(layout.bases)
+
+    async def empty_trash(self) -> None:
+        """Remove what was thrown away."""
+        await self.run(_remove_all_in, self.layout.trash)
+
+    # --- disks -----------------------------------------------------------------------------
+
+    async def exists(self, path: Path) -> bool:
+        """Tell whether a regular file of ours has this name."""
+        return await self.run(files.is_regular, path)
+
+    async def finish_template(self, template: Path) -> None:
+        """Give an empty overlay, made under its unfinished name, the one to clone it by."""
+        await self.run(files.sync_file, unfinished(template))
+        await self.run(files.move, unfinished(template), template)
+
+    async def begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
+        """Make the folder of the instance; give the name that the disk has while it is made."""
+        return await self.run(self._begin_disk, key, disk_format)
+
+    def _begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
+        self._make_folder(self.layout.instance(key.instance_id))
+        making = self.layout.unfinished_disk(key, disk_format)
+        making.unlink(missing_ok=True)
+        return making
+
+    async def clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
+        """Make the disk a copy of ``source``, and give its path.
+
+        Raises:
+            InsufficientSpaceError: the file system is full; nothing is left behind.
+
+        """
+        return await self.run(self._clone_disk, source, key, disk_format)
+
+    def _clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
+        making = self._begin_disk(key, disk_format)
+        with files.space_errors(making.parent, source.lstat().st_size):
+            try:
+                files.clone(source, making)
+                return self._finish_disk(key, disk_format)
+            except BaseException:
+                making.unlink(missing_ok=True)
+                raise
+
+    async def copy_base(self, source: Path, target: Path, size: int) -> None:
+        """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.
+
+        Raises:
+            InsufficientSpaceError: the file system is full.
+
+        """
+        with files.space_errors(target.parent, size):
+            await self.run(files.clone, source, target)
+            await self.run(os.truncate, target, size)
+
+    async def finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
+        """Give the unfinished file its rights and the name of the disk, durably."""
+        return await self.run(self._finish_disk, key, disk_format)
+
+    def _finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
+        making = self.layout.unfinished_disk(key, disk_format)
+        path = self.layout.disk(key, disk_format)
+        with files.open_fd(making, os.O_RDONLY) as fd:
+            os.fchown(fd, -1, self._group)
+            os.fchmod(fd, self._disk_mode)
+            os.fsync(fd)
+        files.move(making, path)
+        return path
+
+    async def remove_disk(self, key: DiskKey, disk_format: DiskFormat) -> None:
+        """Remove the disk and what is left of its making, and the folder where that was all."""
+        await self.run(self._remove_disk, key, disk_format)
+
+    def _remove_disk(self, key: DiskKey, disk_format: DiskFormat) -> None:
+        folder = self.layout.instance(key.instance_id)
+        self.layout.unfinished_disk(key, disk_format).unlink(missing_ok=True)
+        self.layout.disk(key, disk_format).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        if folder.exists():
+            files.sync_folder(folder)
+        else:
+            files.sync_folder(folder.parent)
+
+    async def remove(self, paths: Iterable[Path]) -> None:
+        """Remove files of ours that a plan names."""
+        await self.run(_remove_all, tuple(paths))
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _remove_all_in(folder: Path) -> None:
+    _remove_all(tuple(folder.iterdir()))
+
+
+def _allocated_in(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        # A download may end, and its file go, while the folder is read.
+        with contextlib.suppress(FileNotFoundError):
+            total += files.allocated(path)
+    return total
