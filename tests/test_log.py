@@ -93,8 +93,8 @@ def test_tokens_are_never_logged(log_format: str) -> None:
     configure("debug", log_format, stream=stream)
     fernet = "gAAAAAB" + "x" * 80
     headers = {"X-Auth-Token": "s3cret"}
-    secret = "s3cret"
-    _log().info(f"got {fernet}", token=secret, headers=headers, all=[fernet])
+    value = "s3cret"
+    _log().info(f"got {fernet}", token=value, headers=headers, all=[fernet])
     logging.getLogger("k").info("sent %s", {"X-Service-Token": "s3cret"})
     logging.getLogger("k").info("curl -H 'X-Auth-Token: s3cret' -H 'Authorization: Bearer s3cret'")
     _log_failure(f"X-Subject-Token: s3cret and {fernet}")
