@@ -1,0 +1,141 @@
+"""What the bytes of an image really are, found while they pass by.
+
+The formats are known to the inspectors of oslo.utils; the rules that they lack are in
+``policy.headers``, and the judgement is ``policy.admission``'s.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from oslo_utils.imageutils import format_inspector
+
+from cacheagent.policy.admission import Failure, Found
+from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, examine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSPECTION_VERSION: Final = 1
+"""Counts the changes of the rules: a base inspected by fewer of them is to be looked at again."""
+
+# The library finds structures only where it sees their beginning in a later piece than what
+# points at them. A VHDX keeps its header in the first MiB and its metadata beyond it ([MS-VHDX]
+# 2.1), so pieces of one MiB, cut at its multiples, are right and make the result independent of
+# how the bytes arrived.
+_PIECE = HEAD_LENGTH
+
+# Formats whose disk is not simply the file; of the others the length is the virtual size.
+_SIZED = frozenset({"qcow2", "vmdk", "vdi", "vhd", "vhdx"})
+
+
+class Inspection:
+    """The inspection of one image, fed its bytes from the first to the last.
+
+    Pure computing without I/O, for a worker thread; not to be fed by two threads at once. Holds
+    at most some MiB, however long the image is.
+    """
+
+    def __init__(self) -> None:
+        self._inspectors = {
+            name: make()
+            for name, make in format_inspector.ALL_FORMATS.items()
+            if name != "raw"  # it matches everything
+        }
+        self._gone_wrong: dict[str, str] = {}
+        self._pending = bytearray()
+        self._head = b""
+        self._tail = b""
+        self._length = 0
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes, in a piece of any length; the buffer is free again afterwards."""
+        with memoryview(data) as given, given.cast("B") as view:
+            position = 0
+            while position < len(view):
+                step = min(len(view) - position, _PIECE - len(self._pending))
+                with view[position : position + step] as part:
+                    self._take(part)
+                position += step
+
+    def finish(self) -> Found:
+        """Say what the bytes were; nothing may be fed afterwards. Never raises for the bytes."""
+        self._eat(bytes(self._pending))
+        self._pending.clear()
+        seen = examine(self._head, self._tail, self._length)
+        formats, failures, sizes = set(seen.formats), list(seen.failures), [seen.virtual_size]
+        for name, inspector in self._inspectors.items():
+            inspector.finish()
+            if not _matches(inspector):
+                continue
+            formats.add(name)
+            failures += self._examine(name, inspector)
+            if name in _SIZED:
+                sizes.append(_virtual_size(inspector))
+        if not formats & _SIZED:
+            sizes.append(self._length)
+        elif max(sizes) <= 0:
+            failures.append(_failure(min(formats & _SIZED), "virtual-size-unknown", "no size"))
+        return Found(
+            formats=frozenset(formats) or frozenset({"raw"}),
+            length=self._length,
+            virtual_size=max(sizes),
+            failures=tuple(failures),
+        )
+
+    def _take(self, part: memoryview) -> None:
+        if len(part) == _PIECE:
+            self._eat(part)
+            return
+        self._pending += part
+        if len(self._pending) == _PIECE:
+            self._eat(bytes(self._pending))
+            self._pending.clear()
+
+    def _eat(self, piece: bytes | memoryview) -> None:
+        if not self._length:
+            self._head = bytes(piece[:HEAD_LENGTH])
+        self._length += len(piece)
+        self._tail = (self._tail + bytes(piece[-TAIL_LENGTH:]))[-TAIL_LENGTH:]
+        for name, inspector in self._inspectors.items():
+            if name in self._gone_wrong:
+                continue
+            try:
+                inspector.eat_chunk(cast("bytes", piece))  # it slices and adds only
+            except Exception as error:  # noqa: BLE001 - to raise is how an inspector says "not mine"
+                self._gone_wrong[name] = str(error)
+
+    def _examine(self, name: str, inspector: format_inspector.FileInspector) -> Iterator[Failure]:
+        if name in self._gone_wrong:
+            yield _failure(name, "inspector-failed", self._gone_wrong[name])
+            return
+        if not inspector.complete:
+            yield _failure(name, "incomplete", "the file ends too early")
+            return
+        try:
+            inspector.safety_check()
+        except format_inspector.SafetyCheckFailed as error:
+            for rule, violation in error.failures.items():
+                yield _failure(name, rule.replace("_", "-"), str(violation))
+        except Exception as error:  # noqa: BLE001 - whatever breaks a check, the image caused it
+            yield _failure(name, "inspector-failed", repr(error))
+
+
+def _failure(name: str, rule: str, message: str) -> Failure:
+    return Failure(format=name, rule=rule, message=message)
+
+
+def _matches(inspector: format_inspector.FileInspector) -> bool:
+    # The VMDK inspector trips over an attribute that it never set where the content begins like
+    # text and goes on otherwise. `headers` looks for text descriptors itself.
+    with suppress(AttributeError):
+        return bool(inspector.format_match)
+    return False
+
+
+def _virtual_size(inspector: format_inspector.FileInspector) -> int:
+    try:
+        return int(inspector.virtual_size)
+    except Exception:  # noqa: BLE001 - a size that cannot be read is an unknown size
+        return 0
