@@ -24,7 +24,11 @@
     │   └── RetryLaterError
     │       ├── GlanceUnavailableError
     │       └── ShuttingDownError
+    ├── CatalogError                 the catalog's database failed
     ├── QemuImgError                 qemu-img failed, or a limit stopped it
+    ├── MkfsError                    a file system could not be made
+    ├── ProgramMissingError          a program that is needed is not installed
+    ├── NotQcow2Error                a file has no qcow2 header that can be read
     ├── RequestFailedError           what the client library raises for a problem
     └── DaemonUnreachableError       what it raises where no daemon answers
 
@@ -53,8 +57,35 @@ class StateDirBusyError(CacheAgentError):
     """Another agent holds the lock of the state folder."""
 
 
+class CatalogError(CacheAgentError):
+    """The catalog's database cannot be opened, read or written."""
+
+
 class QemuImgError(CacheAgentError):
-    """A qemu-img command failed or was stopped by a limit; the message is its last words."""
+    """A qemu-img command failed or was stopped by a limit; the message is its last words.
+
+    ``no_space`` tells that the file system was full, or the quota used up.
+    """
+
+    def __init__(self, message: str, *, no_space: bool = False) -> None:
+        self.no_space = no_space
+        super().__init__(message)
+
+
+class MkfsError(CacheAgentError):
+    """A file system could not be made, and not because of what was asked for."""
+
+    def __init__(self, message: str, *, no_space: bool = False) -> None:
+        self.no_space = no_space
+        super().__init__(message)
+
+
+class ProgramMissingError(CacheAgentError):
+    """A program that is needed is not installed; the message names it."""
+
+
+class NotQcow2Error(CacheAgentError):
+    """The file does not begin with a sound qcow2 header; the message says what is wrong."""
 
 
 class ProblemError(CacheAgentError):
