@@ -35,10 +35,11 @@ banned                      the format is one that can be checked
 incomplete                  the file is long enough for its own header
 inspector-failed            the inspector of its format understood it
 virtual-size-unknown        its header tells the size of its disk
+conversion                  ``qemu-img`` finds it sound, and can convert it
 ==========================  ==================================================================
 
-Those from ``backing-file`` on are rules that ``Failure.rule`` names; a later oslo.utils may add
-more of them.
+Those from ``backing-file`` on, but for the last, are rules that ``Failure.rule`` names; a later
+oslo.utils may add more of them. The last is raised by who runs qemu-img.
 """
 
 from __future__ import annotations
@@ -225,6 +226,21 @@ def admit_opened(
         raise ImageUnacceptableError("encrypted", "the image is encrypted")
     if corrupt:
         raise ImageUnacceptableError("corrupt", "the image is marked corrupt")
+    admit_virtual_size(virtual_size, rules)
+
+
+def admit_alias(
+    image: GlanceImage, source_format: str, virtual_size: int, rules: ImageRules
+) -> None:
+    """Judge an image whose content is here already, as a base that came as ``source_format``.
+
+    Raises: ImageUnacceptableError with ``format-mismatch``, ``virtual-size`` or
+    ``disk-format-unknown``.
+    """
+    if _declared(image).source != source_format:
+        raise ImageUnacceptableError(
+            "format-mismatch", f"Glance says {image.disk_format}, the content is {source_format}"
+        )
     admit_virtual_size(virtual_size, rules)
 
 
