@@ -162,6 +162,11 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.making")
 
 
+def broken(path: Path, number: int) -> Path:
+    """Path beside ``path`` for what was found there and cannot be read; kept for people."""
+    return path.with_name(f"{path.name}.broken-{number}")
+
+
 def parse_unfinished_name(name: str) -> str | None:
     """Give the final name of a file that is being made, None if ``name`` is no such name.
 

@@ -198,6 +198,11 @@ def test_a_file_that_is_being_made_is_told_by_its_name() -> None:
     assert layout_module.parse_unfinished_name("..making") is None
 
 
+def test_a_broken_file_is_kept_under_a_number() -> None:
+    """What cannot be read is set aside beside its place, as often as it happens."""
+    assert layout_module.broken(LAYOUT.catalog, 2) == Path("/state/catalog.db.broken-2")
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/etc", "../x"])
 def test_no_path_leaves_its_folder(name: str) -> None:
     """Should an identifier ever arrive unparsed, it meets a wall here."""

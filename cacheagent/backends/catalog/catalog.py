@@ -1,0 +1,195 @@
+"""The catalog: which images, bases, disks and pins exist, and in which state.
+
+Each method is one hop to the catalog's thread, and those that write are one transaction there.
+All raise ``CatalogError`` where the database fails; those that write also raise
+``InsufficientSpaceError``. A method whose caller is cancelled has ended when the cancellation
+comes out of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cacheagent.backends.catalog import queries
+from cacheagent.backends.catalog.database import Database
+from cacheagent.backends.catalog.schema import MIGRATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from cacheagent.backends.catalog.queries import CatalogCounts, DiskIntent
+    from cacheagent.model import (
+        Base,
+        BaseId,
+        BaseState,
+        CachedImage,
+        Disk,
+        DiskKey,
+        GlanceImage,
+        ImageId,
+        InstanceId,
+        User,
+    )
+
+
+class Catalog:
+    """An index of the files: whoever writes to it records the intent first, then does the deed."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    @classmethod
+    async def open(cls, path: Path) -> Catalog:
+        """Open the catalog at ``path``, or begin one; a broken file is set aside, never removed.
+
+        Raises: ``CatalogError`` where a newer version has written it, or it cannot be opened.
+        """
+        return cls(await Database.open(path, MIGRATIONS))
+
+    async def close(self) -> None:
+        """Close the database. Nothing else may be called after that."""
+        await self._db.close()
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the catalog was begun anew, because none was there or it was broken."""
+        return self._db.begun_anew
+
+    @property
+    def set_aside(self) -> Path | None:
+        """Where the broken file has gone, None if none was found."""
+        return self._db.set_aside
+
+    # --- images ---------------------------------------------------------------------------------
+
+    async def intend_image(self, image: GlanceImage, now: datetime) -> None:
+        """Record the intent to ingest; an image that is known gets the new description."""
+        await self._db.write(queries.put_image, image, None, now)
+
+    async def link_image(self, image: GlanceImage, base_id: BaseId, now: datetime) -> bool:
+        """Let the image stand for a base that is here; False where that is not READY any more."""
+        return await self._db.write(queries.link_image, image, base_id, now)
+
+    async def forget_image(self, image_id: ImageId) -> None:
+        """Drop the image; nothing happens where it is not known. Its pin stays."""
+        await self._db.write(queries.forget_image, image_id)
+
+    async def image(self, image_id: ImageId) -> CachedImage | None:
+        """Give one image."""
+        return await self._db.read(queries.image, image_id)
+
+    async def images(self) -> list[CachedImage]:
+        """Give all images, by id."""
+        return await self._db.read(queries.images)
+
+    async def images_of(self, base_id: BaseId) -> list[CachedImage]:
+        """Give the images that stand for the base, by id."""
+        return await self._db.read(queries.images_of, base_id)
+
+    # --- bases ----------------------------------------------------------------------------------
+
+    async def publish(self, base: Base, images: Sequence[GlanceImage], now: datetime) -> None:
+        """Record the base, in place of an older row, and that the images stand for it."""
+        await self._db.write(queries.publish, base, images, now)
+
+    async def base(self, base_id: BaseId) -> Base | None:
+        """Give one base."""
+        return await self._db.read(queries.base, base_id)
+
+    async def bases(self) -> list[Base]:
+        """Give all bases, by id."""
+        return await self._db.read(queries.bases)
+
+    async def set_base_state(self, base_id: BaseId, state: BaseState) -> None:
+        """Set the state; INGESTING is none that a base can have and a ``CatalogError``."""
+        await self._db.write(queries.set_base_state, base_id, state)
+
+    async def begin_eviction(self, base_id: BaseId) -> tuple[User, ...]:
+        """Set the base to EVICTING, unless a disk needs it or one of its images is pinned.
+
+        Returns what holds it: empty means that it is EVICTING now, and no disk can be begun from
+        it any more.
+        """
+        return await self._db.write(queries.begin_eviction, base_id)
+
+    async def remove_base(self, base_id: BaseId) -> None:
+        """Drop the base and its images. Disks keep its name."""
+        await self._db.write(queries.remove_base, base_id)
+
+    # --- disks ----------------------------------------------------------------------------------
+
+    async def begin_disk(self, disk: Disk) -> DiskIntent:
+        """Record the intent to make a disk, as PENDING, whatever state ``disk`` says.
+
+        A row that is PENDING or FAILED is replaced: the caller holds the lock of the key, so
+        nobody else works on it. Nothing is recorded where a READY row is there (``EXISTS``), or
+        where the base is not READY any more (``BASE_GONE``).
+        """
+        return await self._db.write(queries.begin_disk, disk)
+
+    async def finish_disk(self, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
+        """Set the disk to READY, and its base's last use to ``now``; give the disk.
+
+        Raises: ``DiskNotFoundError``.
+        """
+        return await self._db.write(queries.finish_disk, key, virtual_size=virtual_size, now=now)
+
+    async def fail_disk(self, key: DiskKey, error: str) -> None:
+        """Set the disk to FAILED; ``error`` says why."""
+        await self._db.write(queries.fail_disk, key, error)
+
+    async def remove_disk(self, key: DiskKey, now: datetime) -> None:
+        """Drop the disk; a base that it needed was in use until ``now``."""
+        await self._db.write(queries.remove_disk, key, now)
+
+    async def disk(self, key: DiskKey) -> Disk | None:
+        """Give one disk."""
+        return await self._db.read(queries.disk, key)
+
+    async def disks(self) -> list[Disk]:
+        """Give all disks, by instance and name."""
+        return await self._db.read(queries.disks)
+
+    async def disks_of_instance(self, instance_id: InstanceId) -> list[Disk]:
+        """Give the disks of one instance, by name."""
+        return await self._db.read(queries.disks_of_instance, instance_id)
+
+    async def disks_of_base(self, base_id: BaseId) -> list[Disk]:
+        """Give the disks that need the base: READY overlays, and every disk that is PENDING.
+
+        A full copy that is READY does not need it, nor does a disk that FAILED.
+        """
+        return await self._db.read(queries.disks_of_base, base_id)
+
+    # --- pins, and all together -----------------------------------------------------------------
+
+    async def pin(self, image_id: ImageId, now: datetime) -> None:
+        """Pin the image, known or not."""
+        await self._db.write(queries.pin, image_id, now)
+
+    async def unpin(self, image_id: ImageId) -> None:
+        """Take the pin of the image away, if it has one."""
+        await self._db.write(queries.unpin, image_id)
+
+    async def pins(self) -> frozenset[ImageId]:
+        """Give the images that are pinned."""
+        return await self._db.read(queries.pins)
+
+    async def adopt(
+        self,
+        *,
+        bases: Sequence[Base] = (),
+        images: Sequence[CachedImage] = (),
+        disks: Sequence[Disk] = (),
+    ) -> None:
+        """Record in one transaction what was found among the files.
+
+        A row that is there stays as it is, but for an image that has no base yet: it gets one.
+        """
+        await self._db.write(queries.adopt, bases=bases, images=images, disks=disks)
+
+    async def counts(self) -> CatalogCounts:
+        """Count images by state, READY disks by mode, and bases with a pin."""
+        return await self._db.read(queries.counts)

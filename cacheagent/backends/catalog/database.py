@@ -1,0 +1,200 @@
+"""One SQLite file behind one thread: opened, migrated, and set aside where it is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from cacheagent.errors import CatalogError, InsufficientSpaceError
+from cacheagent.policy.layout import broken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BUSY_SECONDS = 5.0
+"""How long a statement waits for somebody else, say an operator who looks with ``sqlite3``."""
+
+_PAGE = 4096
+_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What opening has led to."""
+
+    connection: sqlite3.Connection
+    begun_anew: bool
+    set_aside: Path | None
+
+
+class Database:
+    """A connection that lives in a thread of its own, in autocommit mode outside ``write``.
+
+    ``begun_anew`` tells that no readable file was there; ``set_aside`` is where one that could
+    not be read has gone. A caller that is cancelled waits until its work in the thread has ended,
+    so that nothing is done behind its back later.
+    """
+
+    def __init__(self, path: Path, executor: ThreadPoolExecutor, opened: _Opened) -> None:
+        self._path = path
+        self._executor = executor
+        self._connection = opened.connection
+        self.begun_anew = opened.begun_anew
+        self.set_aside = opened.set_aside
+
+    @classmethod
+    async def open(cls, path: Path, migrations: Sequence[str]) -> Database:
+        """Open the file, or begin it, and bring its schema up to date.
+
+        Raises: ``CatalogError`` where that cannot be done, or a newer version has written it;
+        ``InsufficientSpaceError``.
+        """
+        executor = ThreadPoolExecutor(1, "catalog")
+        try:
+            opened = await _finish(executor, partial(_open, path, migrations))
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        return cls(path, executor, opened)
+
+    async def read(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``work`` with the connection; each statement of it stands for itself."""
+
+        def run() -> T:
+            with translated(self._path):
+                return work(self._connection, *args, **kwargs)
+
+        return await _finish(self._executor, run)
+
+    async def write(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run ``work`` with the connection in one transaction; an error undoes all of it."""
+
+        def run() -> T:
+            with translated(self._path), _transaction(self._connection):
+                return work(self._connection, *args, **kwargs)
+
+        return await _finish(self._executor, run)
+
+    async def close(self) -> None:
+        """Close the file; what is under way ends first."""
+        await _finish(self._executor, self._connection.close)
+        self._executor.shutdown(wait=False)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into ours: a full disk, or a ``CatalogError`` for anything else."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _code(error) == sqlite3.SQLITE_FULL:
+            free = shutil.disk_usage(path.parent).free
+            raise InsufficientSpaceError(required_bytes=_PAGE, available_bytes=free) from error
+        raise CatalogError(f"{path}: {error}") from error
+
+
+async def _finish(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait({future})
+        raise
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has rolled back by itself after some errors, a full disk for one.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _open(path: Path, migrations: Sequence[str]) -> _Opened:
+    with translated(path):
+        try:
+            return _open_file(path, migrations, set_aside=None)
+        except sqlite3.DatabaseError as error:
+            if _code(error) not in _BROKEN:
+                raise
+        return _open_file(path, migrations, set_aside=_set_aside(path))
+
+
+def _open_file(path: Path, migrations: Sequence[str], *, set_aside: Path | None) -> _Opened:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        # A crash of the machine may cost the last transactions and no more; the files tell them.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _check(connection)
+        begun_anew = _migrate(connection, path, migrations)
+    except BaseException:
+        connection.close()
+        raise
+    return _Opened(connection=connection, begun_anew=begun_anew, set_aside=set_aside)
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Read all pages once; a fault that SQLite only reports is raised like one that it meets."""
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        error = sqlite3.DatabaseError(verdict)
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> bool:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise CatalogError(
+            f"{path} was written by a newer cacheagent: its schema is {version}, "
+            f"this one knows those up to {len(migrations)}"
+        )
+    for number in range(version, len(migrations)):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {migrations[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
+        )
+    return bool(version == 0)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename the file, and what SQLite keeps beside it, to a name that is free."""
+    target = next(name for number in count(1) if not (name := broken(path, number)).exists())
+    for suffix in ("", "-wal", "-shm"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.rename(target.with_name(target.name + suffix))
+    return target
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Give the primary result code: the low byte of the extended one; 0 where there is none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

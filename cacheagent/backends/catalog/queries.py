@@ -1,0 +1,312 @@
+"""All statements: plain functions of a connection, called in the catalog's thread."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cacheagent.backends.catalog import rows
+from cacheagent.errors import DiskNotFoundError
+from cacheagent.model import BaseState, DiskMode, DiskState, ImageId, User, UserKind
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from cacheagent.model import (
+        Base,
+        BaseId,
+        CachedImage,
+        Disk,
+        DiskKey,
+        GlanceImage,
+        InstanceId,
+    )
+
+
+class DiskIntent(enum.Enum):
+    """What came of the intent to make a disk."""
+
+    RECORDED = enum.auto()
+    BASE_GONE = enum.auto()
+    EXISTS = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogCounts:
+    """How many there are: images by state, usable disks by mode, bases with a pin.
+
+    Every state and mode is a key, with 0 where there is none.
+    """
+
+    images: Mapping[BaseState, int]
+    disks: Mapping[DiskMode, int]
+    bases_pinned: int
+
+
+# --- images -------------------------------------------------------------------------------------
+
+_PUT_IMAGE = """
+    INSERT INTO images (image_id, base_id, description, requested_at) VALUES (?, ?, ?, ?)
+    ON CONFLICT (image_id) DO UPDATE SET
+        base_id = coalesce(excluded.base_id, base_id), description = excluded.description
+"""
+_ADOPT_IMAGE = """
+    INSERT INTO images (image_id, base_id, description, requested_at) VALUES (?, ?, ?, ?)
+    ON CONFLICT (image_id) DO UPDATE SET base_id = excluded.base_id WHERE base_id IS NULL
+"""
+
+
+def put_image(
+    db: sqlite3.Connection, image: GlanceImage, base_id: BaseId | None, now: datetime
+) -> None:
+    """Insert the image or refresh its description; a base that it has is kept or replaced."""
+    columns = (image.image_id, base_id, rows.description(image), rows.stamp(now))
+    db.execute(_PUT_IMAGE, columns)
+
+
+def link_image(db: sqlite3.Connection, image: GlanceImage, base_id: BaseId, now: datetime) -> bool:
+    """Let the image stand for the base; False where that is not ready."""
+    ready = _is_ready(db, base_id)
+    if ready:
+        put_image(db, image, base_id, now)
+    return ready
+
+
+def image(db: sqlite3.Connection, image_id: ImageId) -> CachedImage | None:
+    """Give one image."""
+    row = db.execute("SELECT * FROM images WHERE image_id = ?", (image_id,)).fetchone()
+    return None if row is None else rows.to_image(row)
+
+
+def images(db: sqlite3.Connection) -> list[CachedImage]:
+    """Give all images."""
+    return [rows.to_image(row) for row in db.execute("SELECT * FROM images ORDER BY image_id")]
+
+
+def images_of(db: sqlite3.Connection, base_id: BaseId) -> list[CachedImage]:
+    """Give the images that stand for the base."""
+    found = db.execute("SELECT * FROM images WHERE base_id = ? ORDER BY image_id", (base_id,))
+    return [rows.to_image(row) for row in found]
+
+
+def forget_image(db: sqlite3.Connection, image_id: ImageId) -> None:
+    """Drop the image."""
+    db.execute("DELETE FROM images WHERE image_id = ?", (image_id,))
+
+
+# --- bases --------------------------------------------------------------------------------------
+
+_BASE_COLUMNS = """
+    INSERT INTO bases VALUES (:base_id, :state, :format, :source_format, :size, :virtual_size,
+        :allocated, :inspection_version, :fetched_at, :last_used_at)
+    ON CONFLICT (base_id) DO
+"""
+_PUT_BASE = (
+    _BASE_COLUMNS
+    + """ UPDATE SET
+        state = excluded.state, format = excluded.format, source_format = excluded.source_format,
+        size = excluded.size, virtual_size = excluded.virtual_size,
+        allocated = excluded.allocated, inspection_version = excluded.inspection_version,
+        fetched_at = excluded.fetched_at, last_used_at = excluded.last_used_at
+"""
+)
+_ADOPT_BASE = _BASE_COLUMNS + " NOTHING"
+_TOUCH_BASE = "UPDATE bases SET last_used_at = max(last_used_at, ?) WHERE base_id = ?"
+
+
+def publish(
+    db: sqlite3.Connection, base: Base, known: Sequence[GlanceImage], now: datetime
+) -> None:
+    """Record the base, and that the images stand for it."""
+    db.execute(_PUT_BASE, rows.base_row(base))
+    for each in known:
+        put_image(db, each, base.base_id, now)
+
+
+def base(db: sqlite3.Connection, base_id: BaseId) -> Base | None:
+    """Give one base."""
+    row = db.execute("SELECT * FROM bases WHERE base_id = ?", (base_id,)).fetchone()
+    return None if row is None else rows.to_base(row)
+
+
+def bases(db: sqlite3.Connection) -> list[Base]:
+    """Give all bases."""
+    return [rows.to_base(row) for row in db.execute("SELECT * FROM bases ORDER BY base_id")]
+
+
+def set_base_state(db: sqlite3.Connection, base_id: BaseId, state: BaseState) -> None:
+    """Set the state of the base."""
+    db.execute("UPDATE bases SET state = ? WHERE base_id = ?", (state, base_id))
+
+
+def begin_eviction(db: sqlite3.Connection, base_id: BaseId) -> tuple[User, ...]:
+    """Set the base to EVICTING unless a disk or a pin holds it; give what does."""
+    pinned = db.execute(
+        "SELECT image_id FROM images JOIN pins USING (image_id) WHERE base_id = ?", (base_id,)
+    )
+    users = (
+        *(User(kind=UserKind.DISK, key=disk.key) for disk in disks_of_base(db, base_id)),
+        *(User(kind=UserKind.PIN, detail=row["image_id"]) for row in pinned),
+    )
+    if not users:
+        set_base_state(db, base_id, BaseState.EVICTING)
+    return users
+
+
+def remove_base(db: sqlite3.Connection, base_id: BaseId) -> None:
+    """Drop the base; its images go with it by the foreign key."""
+    db.execute("DELETE FROM bases WHERE base_id = ?", (base_id,))
+
+
+def _is_ready(db: sqlite3.Connection, base_id: BaseId) -> bool:
+    found = db.execute("SELECT 1 FROM bases WHERE base_id = ? AND state = 'ready'", (base_id,))
+    return found.fetchone() is not None
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+_DISK_COLUMNS = """
+    INSERT INTO disks VALUES (:instance_id, :name, :spec, :state, :format, :mode, :virtual_size,
+        :image_id, :base_id, :cache, :created_at, :error)
+    ON CONFLICT (instance_id, name) DO
+"""
+_INTEND_DISK = (
+    _DISK_COLUMNS
+    + """ UPDATE SET
+        spec = excluded.spec, state = excluded.state, format = excluded.format,
+        mode = excluded.mode, virtual_size = excluded.virtual_size,
+        image_id = excluded.image_id, base_id = excluded.base_id, cache = excluded.cache,
+        created_at = excluded.created_at, error = excluded.error
+    WHERE state <> 'ready'
+"""
+)
+_ADOPT_DISK = _DISK_COLUMNS + " NOTHING"
+
+
+def begin_disk(db: sqlite3.Connection, disk: Disk) -> DiskIntent:
+    """Record a disk that is about to be made, in place of one that was not."""
+    if disk.base_id is not None and not _is_ready(db, disk.base_id):
+        return DiskIntent.BASE_GONE
+    intent = {**rows.disk_row(disk), "state": DiskState.PENDING, "error": None}
+    written = db.execute(_INTEND_DISK, intent).rowcount
+    return DiskIntent.RECORDED if written else DiskIntent.EXISTS
+
+
+def finish_disk(db: sqlite3.Connection, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
+    """Set the disk to READY, and note the use of its base."""
+    row = db.execute(
+        "UPDATE disks SET state = 'ready', virtual_size = ?, error = NULL"
+        " WHERE instance_id = ? AND name = ? RETURNING *",
+        (virtual_size, key.instance_id, key.name),
+    ).fetchone()
+    if row is None:
+        raise DiskNotFoundError(f"instance {key.instance_id} has no disk {key.name}")
+    db.execute(_TOUCH_BASE, (rows.stamp(now), row["base_id"]))
+    return rows.to_disk(row)
+
+
+def fail_disk(db: sqlite3.Connection, key: DiskKey, error: str) -> None:
+    """Set the disk to FAILED, with the reason."""
+    db.execute(
+        "UPDATE disks SET state = 'failed', error = ? WHERE instance_id = ? AND name = ?",
+        (error, key.instance_id, key.name),
+    )
+
+
+def disk(db: sqlite3.Connection, key: DiskKey) -> Disk | None:
+    """Give one disk."""
+    row = db.execute(
+        "SELECT * FROM disks WHERE instance_id = ? AND name = ?", (key.instance_id, key.name)
+    ).fetchone()
+    return None if row is None else rows.to_disk(row)
+
+
+def disks(db: sqlite3.Connection) -> list[Disk]:
+    """Give all disks."""
+    found = db.execute("SELECT * FROM disks ORDER BY instance_id, name")
+    return [rows.to_disk(row) for row in found]
+
+
+def disks_of_instance(db: sqlite3.Connection, instance_id: InstanceId) -> list[Disk]:
+    """Give the disks of one instance."""
+    found = db.execute("SELECT * FROM disks WHERE instance_id = ? ORDER BY name", (instance_id,))
+    return [rows.to_disk(row) for row in found]
+
+
+def disks_of_base(db: sqlite3.Connection, base_id: BaseId) -> list[Disk]:
+    """Give the disks that need the base: its overlays, and whatever is being made from it."""
+    found = db.execute(
+        "SELECT * FROM base_users WHERE base_id = ? ORDER BY instance_id, name", (base_id,)
+    )
+    return [rows.to_disk(row) for row in found]
+
+
+def remove_disk(db: sqlite3.Connection, key: DiskKey, now: datetime) -> None:
+    """Drop the disk, and note that its base was in use until now if it was."""
+    columns = (key.instance_id, key.name)
+    db.execute(
+        "UPDATE bases SET last_used_at = max(last_used_at, ?) WHERE base_id ="
+        " (SELECT base_id FROM base_users WHERE instance_id = ? AND name = ?)",
+        (rows.stamp(now), *columns),
+    )
+    db.execute("DELETE FROM disks WHERE instance_id = ? AND name = ?", columns)
+
+
+# --- pins, and all together ---------------------------------------------------------------------
+
+
+def pin(db: sqlite3.Connection, image_id: ImageId, now: datetime) -> None:
+    """Pin the image; a pin that is there stays as it is."""
+    columns = (image_id, rows.stamp(now))
+    db.execute("INSERT INTO pins VALUES (?, ?) ON CONFLICT (image_id) DO NOTHING", columns)
+
+
+def unpin(db: sqlite3.Connection, image_id: ImageId) -> None:
+    """Take the pin away, if there is one."""
+    db.execute("DELETE FROM pins WHERE image_id = ?", (image_id,))
+
+
+def pins(db: sqlite3.Connection) -> frozenset[ImageId]:
+    """Give the images that are pinned."""
+    return frozenset(ImageId(row["image_id"]) for row in db.execute("SELECT image_id FROM pins"))
+
+
+def adopt(
+    db: sqlite3.Connection,
+    *,
+    bases: Sequence[Base],
+    images: Sequence[CachedImage],
+    disks: Sequence[Disk],
+) -> None:
+    """Record what was found; a row that is there stays, but for an image without a base."""
+    db.executemany(_ADOPT_BASE, [rows.base_row(each) for each in bases])
+    for each in images:
+        stamp = rows.stamp(each.requested_at)
+        columns = (each.image.image_id, each.base_id, rows.description(each.image), stamp)
+        db.execute(_ADOPT_IMAGE, columns)
+    db.executemany(_ADOPT_DISK, [rows.disk_row(each) for each in disks])
+
+
+def counts(db: sqlite3.Connection) -> CatalogCounts:
+    """Count images by state, usable disks by mode, and bases with a pin."""
+    by_state = dict(
+        db.execute(
+            "SELECT coalesce(bases.state, 'ingesting'), count(*) FROM images"
+            " LEFT JOIN bases USING (base_id) GROUP BY 1"
+        ).fetchall()
+    )
+    by_mode = dict(
+        db.execute("SELECT mode, count(*) FROM disks WHERE state = 'ready' GROUP BY 1").fetchall()
+    )
+    (pinned,) = db.execute(
+        "SELECT count(DISTINCT base_id) FROM images JOIN pins USING (image_id)"
+    ).fetchone()
+    return CatalogCounts(
+        images={state: by_state.get(state, 0) for state in BaseState},
+        disks={mode: by_mode.get(mode, 0) for mode in DiskMode},
+        bases_pinned=pinned,
+    )

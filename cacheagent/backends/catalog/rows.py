@@ -1,0 +1,122 @@
+"""Values of the model to rows of the tables, and back.
+
+Times are text in UTC with microseconds, so that they sort as they follow each other. What Glance
+said of an image and what a scheduler asked for are JSON: nothing searches in them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from cacheagent.model import (
+    Base,
+    BaseId,
+    BaseState,
+    CachedImage,
+    CacheResult,
+    Disk,
+    DiskFormat,
+    DiskKey,
+    DiskMode,
+    DiskName,
+    DiskSpec,
+    DiskState,
+    GlanceImage,
+    InstanceId,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping
+
+_IMAGE = TypeAdapter(GlanceImage)
+_SPEC = TypeAdapter(DiskSpec)
+
+
+def stamp(when: datetime) -> str:
+    """Write a time so that later ones sort after it."""
+    return when.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def description(image: GlanceImage) -> str:
+    """Write what Glance says of an image."""
+    return _IMAGE.dump_json(image).decode()
+
+
+def base_row(base: Base) -> Mapping[str, object]:
+    """Give the columns of a base."""
+    return {
+        "base_id": base.base_id,
+        "state": base.state,
+        "format": base.format,
+        "source_format": base.source_format,
+        "size": base.size,
+        "virtual_size": base.virtual_size,
+        "allocated": base.allocated,
+        "inspection_version": base.inspection_version,
+        "fetched_at": stamp(base.fetched_at),
+        "last_used_at": stamp(base.last_used_at),
+    }
+
+
+def to_base(row: sqlite3.Row) -> Base:
+    """Read a base from its columns."""
+    return Base(
+        base_id=BaseId(row["base_id"]),
+        state=BaseState(row["state"]),
+        format=DiskFormat(row["format"]),
+        source_format=row["source_format"],
+        size=row["size"],
+        virtual_size=row["virtual_size"],
+        allocated=row["allocated"],
+        inspection_version=row["inspection_version"],
+        fetched_at=datetime.fromisoformat(row["fetched_at"]),
+        last_used_at=datetime.fromisoformat(row["last_used_at"]),
+    )
+
+
+def to_image(row: sqlite3.Row) -> CachedImage:
+    """Read an image from its columns."""
+    return CachedImage(
+        image=_IMAGE.validate_json(row["description"]),
+        base_id=row["base_id"],
+        requested_at=datetime.fromisoformat(row["requested_at"]),
+    )
+
+
+def disk_row(disk: Disk) -> Mapping[str, object]:
+    """Give the columns of a disk."""
+    return {
+        "instance_id": disk.key.instance_id,
+        "name": disk.key.name,
+        "spec": None if disk.spec is None else _SPEC.dump_json(disk.spec).decode(),
+        "state": disk.state,
+        "format": disk.format,
+        "mode": disk.mode,
+        "virtual_size": disk.virtual_size,
+        "image_id": disk.image_id,
+        "base_id": disk.base_id,
+        "cache": disk.cache,
+        "created_at": stamp(disk.created_at),
+        "error": disk.error,
+    }
+
+
+def to_disk(row: sqlite3.Row) -> Disk:
+    """Read a disk from its columns."""
+    return Disk(
+        key=DiskKey(instance_id=InstanceId(row["instance_id"]), name=DiskName(row["name"])),
+        spec=None if row["spec"] is None else _SPEC.validate_json(row["spec"]),
+        state=DiskState(row["state"]),
+        format=DiskFormat(row["format"]),
+        mode=DiskMode(row["mode"]),
+        virtual_size=row["virtual_size"],
+        image_id=row["image_id"],
+        base_id=row["base_id"],
+        cache=CacheResult(row["cache"]),
+        created_at=datetime.fromisoformat(row["created_at"]),
+        error=row["error"],
+    )

@@ -1,0 +1,355 @@
+"""What the catalog remembers, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.backends.catalog import Catalog, DiskIntent
+from cacheagent.errors import CatalogError, DiskNotFoundError
+from cacheagent.model import (
+    BaseState,
+    CachedImage,
+    DiskFormat,
+    DiskMode,
+    DiskSpec,
+    DiskState,
+    FileSystem,
+    User,
+    UserKind,
+)
+from tests.fakes.values import (
+    NOW,
+    base,
+    base_id,
+    disk,
+    disk_key,
+    glance_image,
+    image_id,
+    instance_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+LATER = NOW + timedelta(hours=1)
+EARLIER = NOW - timedelta(hours=1)
+
+
+@pytest.fixture
+async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
+    """Give an empty catalog."""
+    opened = await Catalog.open(tmp_path / "catalog.db")
+    yield opened
+    await opened.close()
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+async def test_an_intent_to_ingest_is_an_image_without_a_base(catalog: Catalog) -> None:
+    """A download that has begun can be seen, with all that Glance said."""
+    await catalog.intend_image(glance_image(1), NOW)
+    expected = CachedImage(image=glance_image(1), base_id=None, requested_at=NOW)
+    assert await catalog.image(image_id(1)) == expected
+    assert await catalog.images() == [expected]
+    assert await catalog.image(image_id(2)) is None
+
+
+async def test_a_second_intent_refreshes_the_description_only(catalog: Catalog) -> None:
+    """Asking again for an image takes in what changed in Glance, and loses nothing."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    renamed = replace(glance_image(1), name="renamed")
+    await catalog.intend_image(renamed, LATER)
+    assert await catalog.image(image_id(1)) == CachedImage(
+        image=renamed, base_id=base_id(1), requested_at=NOW
+    )
+
+
+async def test_an_image_that_failed_is_forgotten(catalog: Catalog) -> None:
+    """An ingest that failed for good leaves no row; to forget twice is fine."""
+    await catalog.intend_image(glance_image(1), NOW)
+    await catalog.forget_image(image_id(1))
+    await catalog.forget_image(image_id(1))
+    assert await catalog.images() == []
+
+
+async def test_two_images_of_equal_content_share_a_base(catalog: Catalog) -> None:
+    """An image can stand for a base that another image brought."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    assert await catalog.link_image(glance_image(2), base_id(1), LATER)
+    found = await catalog.images_of(base_id(1))
+    assert {each.image.image_id for each in found} == {image_id(1), image_id(2)}
+
+
+@pytest.mark.parametrize("state", [BaseState.EVICTING, BaseState.QUARANTINED, None])
+async def test_no_image_is_linked_to_a_base_on_its_way_out(
+    catalog: Catalog, state: BaseState | None
+) -> None:
+    """Only a READY base gets another image; the intent of the image stays."""
+    if state is not None:
+        await catalog.publish(base(1, state=state), [], NOW)
+    await catalog.intend_image(glance_image(2), NOW)
+    assert not await catalog.link_image(glance_image(2), base_id(1), NOW)
+    cached = await catalog.image(image_id(2))
+    assert cached is not None
+    assert cached.base_id is None
+
+
+# --- bases --------------------------------------------------------------------------------------
+
+
+async def test_a_published_base_is_there_with_its_images(catalog: Catalog) -> None:
+    """One step makes the base visible and ends the intents of its images."""
+    await catalog.intend_image(glance_image(1), EARLIER)
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    assert await catalog.base(base_id(1)) == base(1)
+    assert await catalog.bases() == [base(1)]
+    first, second = [await catalog.image(image_id(number)) for number in (1, 2)]
+    assert first == CachedImage(image=glance_image(1), base_id=base_id(1), requested_at=EARLIER)
+    assert second == CachedImage(image=glance_image(2), base_id=base_id(1), requested_at=NOW)
+
+
+async def test_a_base_that_comes_again_replaces_its_row(catalog: Catalog) -> None:
+    """A base fetched anew, say in another format, is what the catalog tells from then on."""
+    await catalog.publish(base(1, state=BaseState.QUARANTINED), [glance_image(1)], NOW)
+    again = base(1, format=DiskFormat.QCOW2, fetched_at=LATER, last_used_at=LATER)
+    await catalog.publish(again, [glance_image(1)], LATER)
+    assert await catalog.bases() == [again]
+
+
+async def test_the_state_of_a_base_has_one_setter(catalog: Catalog) -> None:
+    """A base changes its state; INGESTING is none for a base."""
+    await catalog.publish(base(1), [], NOW)
+    await catalog.set_base_state(base_id(1), BaseState.QUARANTINED)
+    assert await catalog.base(base_id(1)) == base(1, state=BaseState.QUARANTINED)
+    with pytest.raises(CatalogError, match="CHECK"):
+        await catalog.set_base_state(base_id(1), BaseState.INGESTING)
+    assert await catalog.base(base_id(1)) == base(1, state=BaseState.QUARANTINED)
+
+
+async def test_an_eviction_takes_base_and_images(catalog: Catalog) -> None:
+    """A base that nothing holds becomes EVICTING, then goes with its images, not with pins."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    await catalog.pin(image_id(2), NOW)
+    assert await catalog.begin_eviction(base_id(1)) == ()
+    assert await catalog.base(base_id(1)) == base(1, state=BaseState.EVICTING)
+    await catalog.remove_base(base_id(1))
+    assert await catalog.bases() == []
+    assert await catalog.images() == []
+    assert await catalog.pins() == {image_id(2)}
+
+
+async def test_a_pin_stops_an_eviction(catalog: Catalog) -> None:
+    """A base stays READY while one of its images is pinned, and the pin is named."""
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    await catalog.pin(image_id(2), NOW)
+    pinned = User(kind=UserKind.PIN, detail=image_id(2))
+    assert await catalog.begin_eviction(base_id(1)) == (pinned,)
+    assert await catalog.base(base_id(1)) == base(1)
+
+
+@pytest.mark.parametrize(
+    ("state", "mode", "holds"),
+    [
+        (DiskState.PENDING, DiskMode.OVERLAY, True),
+        (DiskState.PENDING, DiskMode.FULL, True),
+        (DiskState.READY, DiskMode.OVERLAY, True),
+        (DiskState.READY, DiskMode.FULL, False),
+        (DiskState.FAILED, DiskMode.OVERLAY, False),
+        (DiskState.FAILED, DiskMode.FULL, False),
+    ],
+)
+async def test_disks_that_need_their_base_stop_an_eviction(
+    catalog: Catalog,
+    state: DiskState,
+    mode: DiskMode,
+    holds: bool,  # noqa: FBT001 a row of the table
+) -> None:
+    """Overlays, and copies that are being made, hold a base; finished copies do not."""
+    found = disk(disk_key(1), 1, state=state, mode=mode)
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    await catalog.adopt(disks=[found])
+    users = (User(kind=UserKind.DISK, key=disk_key(1)),) if holds else ()
+    assert await catalog.disks_of_base(base_id(1)) == ([found] if holds else [])
+    assert await catalog.begin_eviction(base_id(1)) == users
+
+
+async def test_a_disk_keeps_the_name_of_a_base_that_was_lost(catalog: Catalog) -> None:
+    """An overlay whose base was lost is its user again once the base is back."""
+    await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
+    await catalog.remove_base(base_id(1))
+    await catalog.publish(base(1), [], NOW)
+    assert await catalog.disks_of_base(base_id(1)) == [disk(disk_key(1), 1)]
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+
+async def test_a_disk_is_pending_then_ready(catalog: Catalog) -> None:
+    """Intent, then deed: a disk is PENDING until it is finished, and its base was used then."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    wanted = disk(disk_key(1), 1, virtual_size=0)
+    assert await catalog.begin_disk(wanted) is DiskIntent.RECORDED
+    assert await catalog.disk(disk_key(1)) == replace(wanted, state=DiskState.PENDING)
+    made = await catalog.finish_disk(disk_key(1), virtual_size=5 << 30, now=LATER)
+    assert made == replace(wanted, virtual_size=5 << 30)
+    assert await catalog.disk(disk_key(1)) == made
+    assert await catalog.base(base_id(1)) == base(1, last_used_at=LATER)
+
+
+async def test_a_blank_disk_has_no_base(catalog: Catalog) -> None:
+    """A disk without image and base is recorded with all that was asked for."""
+    spec = DiskSpec(
+        image_id=None,
+        size=1 << 30,
+        format=DiskFormat.RAW,
+        mode=DiskMode.FULL,
+        filesystem=FileSystem.XFS,
+        label="data",
+    )
+    blank = disk(disk_key(1), None, spec=spec, format=DiskFormat.RAW, mode=DiskMode.FULL)
+    assert await catalog.begin_disk(blank) is DiskIntent.RECORDED
+    assert await catalog.finish_disk(disk_key(1), virtual_size=2 << 30, now=NOW) == blank
+
+
+@pytest.mark.parametrize("state", [BaseState.EVICTING, BaseState.QUARANTINED, None])
+async def test_no_disk_is_begun_from_a_base_on_its_way_out(
+    catalog: Catalog, state: BaseState | None
+) -> None:
+    """Who comes too late for a base hears so, and leaves no row."""
+    if state is not None:
+        await catalog.publish(base(1, state=state), [], NOW)
+    assert await catalog.begin_disk(disk(disk_key(1), 1)) is DiskIntent.BASE_GONE
+    assert await catalog.disks() == []
+
+
+async def test_a_ready_disk_is_never_replaced(catalog: Catalog) -> None:
+    """A name that is taken by a usable disk stays with it."""
+    await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
+    assert await catalog.begin_disk(disk(disk_key(1), None)) is DiskIntent.EXISTS
+    assert await catalog.disk(disk_key(1)) == disk(disk_key(1), 1)
+
+
+async def test_a_failed_disk_can_be_asked_for_again(catalog: Catalog) -> None:
+    """A failure is kept with its reason until the next attempt takes its place."""
+    await catalog.publish(base(1), [], NOW)
+    await catalog.begin_disk(disk(disk_key(1), 1))
+    await catalog.fail_disk(disk_key(1), "no room")
+    failed = disk(disk_key(1), 1, state=DiskState.FAILED, error="no room")
+    assert await catalog.disk(disk_key(1)) == failed
+    assert await catalog.begin_disk(disk(disk_key(1), None)) is DiskIntent.RECORDED
+    assert await catalog.disk(disk_key(1)) == disk(
+        disk_key(1), None, state=DiskState.PENDING, error=None
+    )
+
+
+async def test_only_a_disk_that_was_begun_is_finished(catalog: Catalog) -> None:
+    """To finish what nobody began is an error, not a disk."""
+    with pytest.raises(DiskNotFoundError):
+        await catalog.finish_disk(disk_key(1), virtual_size=1, now=NOW)
+
+
+async def test_disks_are_listed_by_instance(catalog: Catalog) -> None:
+    """Each instance has its own disks, in the order of their names."""
+    disks = [disk(disk_key(1, name), None) for name in ("swap", "root")]
+    await catalog.adopt(disks=[*disks, disk(disk_key(2), None)])
+    assert await catalog.disks_of_instance(instance_id(1)) == disks[::-1]
+    assert len(await catalog.disks()) == 3
+
+
+async def test_a_base_was_in_use_until_its_disk_went(catalog: Catalog) -> None:
+    """To remove an overlay counts as a use of its base; to remove it twice changes nothing."""
+    await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
+    await catalog.remove_disk(disk_key(1), LATER)
+    await catalog.remove_disk(disk_key(1), LATER + timedelta(hours=1))
+    assert await catalog.disk(disk_key(1)) is None
+    assert await catalog.base(base_id(1)) == base(1, last_used_at=LATER)
+
+
+async def test_a_disk_that_failed_was_no_use(catalog: Catalog) -> None:
+    """To remove a disk that never needed its base leaves the base as idle as it was."""
+    failed = disk(disk_key(1), 1, state=DiskState.FAILED, error="no room")
+    await catalog.adopt(bases=[base(1)], disks=[failed])
+    await catalog.remove_disk(disk_key(1), LATER)
+    assert await catalog.base(base_id(1)) == base(1)
+
+
+async def test_last_use_never_goes_back(catalog: Catalog) -> None:
+    """A clock that was set back does not make a base look idle for longer."""
+    await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
+    await catalog.remove_disk(disk_key(1), EARLIER)
+    assert await catalog.base(base_id(1)) == base(1)
+
+
+# --- pins, and all together ---------------------------------------------------------------------
+
+
+async def test_pins_come_and_go(catalog: Catalog) -> None:
+    """An image is pinned once, known or not, and unpinned without further ado."""
+    await catalog.pin(image_id(1), NOW)
+    await catalog.pin(image_id(1), LATER)
+    assert await catalog.pins() == {image_id(1)}
+    await catalog.unpin(image_id(1))
+    await catalog.unpin(image_id(1))
+    assert await catalog.pins() == frozenset()
+
+
+async def test_adoption_keeps_what_is_known(catalog: Catalog) -> None:
+    """What was found among the files fills gaps only; an intent gets the base that was found."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    await catalog.intend_image(glance_image(2), NOW)
+    await catalog.begin_disk(disk(disk_key(1), 1))
+    other = CachedImage(
+        image=replace(glance_image(1), name="other"), base_id=base_id(2), requested_at=LATER
+    )
+    missing = CachedImage(image=glance_image(2), base_id=base_id(2), requested_at=LATER)
+    await catalog.adopt(
+        bases=[base(1, allocated=7), base(2)],
+        images=[other, missing],
+        disks=[disk(disk_key(1), None), disk(disk_key(2), 2)],
+    )
+    assert await catalog.bases() == [base(1), base(2)]
+    first, second = [await catalog.image(image_id(number)) for number in (1, 2)]
+    assert first == CachedImage(image=glance_image(1), base_id=base_id(1), requested_at=NOW)
+    assert second == replace(missing, requested_at=NOW)
+    assert await catalog.disk(disk_key(1)) == disk(disk_key(1), 1, state=DiskState.PENDING)
+    assert await catalog.disk(disk_key(2)) == disk(disk_key(2), 2)
+
+
+async def test_an_adoption_is_all_or_nothing(catalog: Catalog) -> None:
+    """An image that names a base which is not there undoes the whole adoption."""
+    stray = CachedImage(image=glance_image(1), base_id=base_id(9), requested_at=NOW)
+    with pytest.raises(CatalogError, match="FOREIGN KEY"):
+        await catalog.adopt(bases=[base(1)], images=[stray])
+    assert await catalog.bases() == []
+    assert await catalog.images() == []
+
+
+async def test_counts_name_every_state_and_mode(catalog: Catalog) -> None:
+    """Counts have a value for each state and mode, also for those that do not occur."""
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    await catalog.publish(base(2, state=BaseState.QUARANTINED), [glance_image(3)], NOW)
+    await catalog.intend_image(glance_image(4), NOW)
+    for number in (1, 2, 4):
+        await catalog.pin(image_id(number), NOW)
+    await catalog.adopt(
+        disks=[
+            disk(disk_key(1), 1),
+            disk(disk_key(2), None, mode=DiskMode.FULL),
+            disk(disk_key(3), 1, state=DiskState.PENDING),
+        ]
+    )
+    counts = await catalog.counts()
+    assert counts.images == {
+        BaseState.INGESTING: 1,
+        BaseState.READY: 2,
+        BaseState.EVICTING: 0,
+        BaseState.QUARANTINED: 1,
+    }
+    assert counts.disks == {DiskMode.OVERLAY: 1, DiskMode.FULL: 1}
+    assert counts.bases_pinned == 1
