@@ -11,6 +11,8 @@ from blockbuster import blockbuster_ctx
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+pytest_plugins = ["tests.openstack.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def _no_blocking(request: pytest.FixtureRequest) -> Iterator[None]:

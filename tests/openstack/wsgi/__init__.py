@@ -1,0 +1,1 @@
+"""What the servers' own interpreter imports; the tests do not."""
