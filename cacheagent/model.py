@@ -296,6 +296,17 @@ class User:
     path: Path | None = None
     detail: str | None = None
 
+    def facts(self) -> dict[str, str]:
+        """Give what is known of it, by the names that the API uses."""
+        found = {"kind": self.kind.value}
+        if self.key is not None:
+            found |= {"instance_id": self.key.instance_id, "name": self.key.name}
+        if self.path is not None:
+            found["path"] = str(self.path)
+        if self.detail is not None:
+            found["detail"] = self.detail
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceUsage:

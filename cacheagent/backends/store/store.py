@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -244,8 +245,17 @@ class Store:
             await self.run(files.clone, source, target)
             await self.run(os.truncate, target, size)
 
+    async def make_hole(self, path: Path, size: int) -> None:
+        """Make a new file of ``size`` bytes without data."""
+        await self.run(_make_hole, path, size)
+
     async def finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
-        """Give the unfinished file its rights and the name of the disk, durably."""
+        """Give the unfinished file its rights and the name of the disk, durably.
+
+        Raises:
+            FileExistsError: the name is taken by a file that the catalog does not know.
+
+        """
         return await self.run(self._finish_disk, key, disk_format)
 
     def _finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
@@ -255,6 +265,9 @@ class Store:
             os.fchown(fd, -1, self._group)
             os.fchmod(fd, self._disk_mode)
             os.fsync(fd)
+        # Nobody but the holder of the disk's lock makes this name, so looking first is enough.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         files.move(making, path)
         return path
 
@@ -276,6 +289,11 @@ class Store:
     async def remove(self, paths: Iterable[Path]) -> None:
         """Remove files of ours that a plan names."""
         await self.run(_remove_all, tuple(paths))
+
+
+def _make_hole(path: Path, size: int) -> None:
+    with files.open_fd(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
+        os.ftruncate(fd, size)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

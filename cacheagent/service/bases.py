@@ -1,0 +1,238 @@
+"""Ensure a base: a hit answers from the catalog, a crowd of misses shares one download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.backends.store import Manifest
+from cacheagent.errors import (
+    ImageForbiddenError,
+    ImageNotFoundError,
+    ProblemError,
+    RetryLaterError,
+    ShuttingDownError,
+    UnauthenticatedError,
+)
+from cacheagent.model import Base, BaseState, CacheResult, GlanceImage
+from cacheagent.policy import admission
+from cacheagent.service.meter import Meter
+from cacheagent.sync.keylock import KeyLock
+from cacheagent.sync.singleflight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cacheagent.model import BaseId, Caller, ImageId, Progress
+    from cacheagent.service.access import Access
+    from cacheagent.service.ingest import Ingest, Made
+    from cacheagent.service.parts import Parts
+
+FAILURES = 1000
+"""Failures that are remembered for those who ask later; the oldest goes first."""
+
+_PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
+"""Refusals that hold for the caller whose token was used, and for nobody else."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A base that is ready, the image it was asked for, and what the request found."""
+
+    base: Base
+    image: GlanceImage
+    result: CacheResult
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An ingest that came to nothing: of which image, why, and when."""
+
+    image: GlanceImage
+    error: ProblemError
+    at: datetime
+
+
+class Bases:
+    """Knows which bases are there, and brings those that are not."""
+
+    def __init__(self, parts: Parts, *, ingest: Ingest, access: Access) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._glance = parts.glance
+        self._metrics = parts.metrics
+        self._rules = parts.rules
+        self._clock = parts.clock
+        self._ingest = ingest
+        self._access = access
+        self._flights: SingleFlight[ImageId, Ensured] = SingleFlight()
+        self._leaders: dict[ImageId, Caller] = {}
+        self._meters: dict[ImageId, Meter] = {}
+        self._failures: dict[ImageId, Failure] = {}
+        self.locks: KeyLock[BaseId] = KeyLock()
+
+    async def ensure(self, image_id: ImageId, caller: Caller) -> Ensured:
+        """Give the base of the image, after downloading it if it is not here.
+
+        Raises:
+            ProblemError: why not; every caller that waited for the same download gets the same.
+
+        """
+        await self._access.check(image_id, caller)
+        while (ensured := await self.ready(image_id)) is None:
+            leader = self._leaders.setdefault(image_id, caller)
+            try:
+                ensured, joined = await self._flights.run(
+                    image_id, lambda: self._bring(image_id, caller)
+                )
+            except _PERSONAL:
+                # It ran with the token of somebody else, who may not have the image.
+                if leader.token == caller.token:
+                    raise
+                continue
+            if not joined:
+                return ensured
+            ensured = replace(ensured, result=CacheResult.JOINED)
+            break
+        self._metrics.bytes_saved_total.inc(ensured.base.size)
+        return ensured
+
+    async def ready(self, image_id: ImageId) -> Ensured | None:
+        """Give the base of the image if it is here; None where it has to be brought."""
+        cached = await self._catalog.image(image_id)
+        if cached is None or cached.base_id is None:
+            return None
+        base = await self._here(cached.base_id)
+        return None if base is None else Ensured(base, cached.image, CacheResult.HIT)
+
+    def progress(self, image_id: ImageId) -> Progress | None:
+        """Tell how far the ingest of the image is; None where none runs."""
+        meter = self._meters.get(image_id)
+        return None if meter is None else meter.progress()
+
+    def waiters(self, image_id: ImageId) -> int:
+        """Count the requests that wait for the image."""
+        return self._flights.waiters(image_id)
+
+    def all_waiters(self) -> int:
+        """Count the requests that wait for any image."""
+        return self._flights.statistics().waiters
+
+    def coming(self) -> frozenset[ImageId]:
+        """Give the images whose ingest runs."""
+        return self._flights.keys()
+
+    def failures(self) -> Mapping[ImageId, Failure]:
+        """Give the images whose last ingest failed, if nothing better came since."""
+        return self._failures
+
+    async def announce(self, image_id: ImageId, caller: Caller) -> None:
+        """Write down the intent to bring the image, so that it shows as coming.
+
+        Raises:
+            ProblemError: what Glance says at once, or the rules of its description.
+
+        """
+        await self._access.check(image_id, caller)
+        await self._describe(image_id, caller)
+
+    async def stop(self) -> None:
+        """End all downloads so that they can be resumed; whoever waits is told why."""
+        await self._flights.shutdown(ShuttingDownError("the agent is stopping"))
+
+    async def _here(self, base_id: BaseId) -> Base | None:
+        """Give the base if it is ready and its file really lies there."""
+        base = await self._catalog.base(base_id)
+        if base is None or base.state is not BaseState.READY:
+            return None
+        if await self._store.base_exists(base_id, base.format):
+            return base
+        _log.error("a base has gone from its folder; it is fetched anew", base_id=base_id)
+        return None
+
+    async def _bring(self, image_id: ImageId, caller: Caller) -> Ensured:
+        """Run once for all who want the image, and keep the books about how it ends."""
+        meter = self._meters[image_id] = Meter(self._clock)
+        self._failures.pop(image_id, None)
+        reason = "cancelled"
+        try:
+            ensured = await self._fetch(image_id, caller, meter)
+            reason = ""
+        except ProblemError as error:
+            reason = error.word
+            await self._give_up(image_id, error)
+            raise
+        except Exception:
+            reason = "internal"
+            raise
+        finally:
+            del self._meters[image_id], self._leaders[image_id]
+            if reason:
+                self._metrics.download_failures_total.labels(reason=reason).inc()
+        return ensured
+
+    async def _fetch(self, image_id: ImageId, caller: Caller, meter: Meter) -> Ensured:
+        image = await self._describe(image_id, caller)
+        try:
+            if image.digest is None:
+                async with (
+                    self._ingest.make(image, caller, meter) as made,
+                    self.locks.hold(made.manifest.base.base_id),
+                ):
+                    return await self._publish(image, made)
+            async with self.locks.hold(image.digest.base_id):
+                if (base := await self._here(image.digest.base_id)) is not None:
+                    return await self._link(image, base)
+                async with self._ingest.make(image, caller, meter) as made:
+                    return await self._publish(image, made)
+        except ProblemError as error:
+            self._remember(image, error)
+            raise
+
+    async def _describe(self, image_id: ImageId, caller: Caller) -> GlanceImage:
+        """Ask Glance what the image is, and write down the intent to have it."""
+        image = await self._glance.show(image_id, caller)
+        admission.admit_description(image, self._rules())
+        await self._catalog.intend_image(image, datetime.now(UTC))
+        return image
+
+    async def _link(self, image: GlanceImage, base: Base) -> Ensured:
+        """Let the image stand for a base of equal content, if that is what it says it is."""
+        admission.admit_alias(image, base, self._rules())
+        await self._catalog.link_image(image, base.base_id, datetime.now(UTC))
+        images = await self._catalog.images_of(base.base_id)
+        known = tuple(cached.image for cached in images)
+        await self._store.write_manifest(Manifest(base=base, images=known))
+        await self._store.discard_ingest(image.image_id)
+        return Ensured(base, image, CacheResult.HIT)
+
+    async def _publish(self, image: GlanceImage, made: Made) -> Ensured:
+        """Give the file its name, then the catalog its row: a crash in between is adopted."""
+        base_id = made.manifest.base.base_id
+        if (base := await self._here(base_id)) is not None:
+            return await self._link(image, base)
+        manifest = await self._store.publish(made.path, made.manifest)
+        await self._catalog.publish(manifest.base, manifest.images, manifest.base.fetched_at)
+        await self._store.discard_ingest(image.image_id)
+        _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
+        return Ensured(manifest.base, image, CacheResult.MISS)
+
+    def _remember(self, image: GlanceImage, error: ProblemError) -> None:
+        """Keep the failure for those who ask later, unless it was about the caller alone."""
+        if isinstance(error, _PERSONAL):
+            return
+        while len(self._failures) >= FAILURES:
+            del self._failures[next(iter(self._failures))]
+        self._failures[image.image_id] = Failure(image, error, datetime.now(UTC))
+
+    async def _give_up(self, image_id: ImageId, error: ProblemError) -> None:
+        """Forget an ingest that no retry can save; what a retry can save stays resumable."""
+        _log.warning("no base", image_id=image_id, word=error.word, why=str(error))
+        if not isinstance(error, RetryLaterError):
+            await self._store.discard_ingest(image_id)
+            await self._catalog.forget_image(image_id)

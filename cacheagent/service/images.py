@@ -1,0 +1,178 @@
+"""Images as an operator handles them: looked at, prefetched, pinned, evicted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.errors import BaseInUseError, ImageNotFoundError, ProblemError
+from cacheagent.model import BaseState, CachedImage, ImageState, ImageView, User, UserKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cacheagent.model import Base, BaseId, Caller, ImageId
+    from cacheagent.service.access import Access
+    from cacheagent.service.bases import Bases, Failure
+    from cacheagent.service.parts import Parts
+    from cacheagent.service.use import Use
+
+_log = structlog.get_logger(__name__)
+
+
+class Images:
+    """What is cached or coming; satisfies ``api.services.ImageService``."""
+
+    def __init__(self, parts: Parts, *, bases: Bases, use: Use, access: Access) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._background = parts.background
+        self._evictions = parts.metrics.evictions_total
+        self._bases = bases
+        self._use = use
+        self._access = access
+
+    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+        """Give every image that is cached or coming, and that the caller may have."""
+        views = []
+        known = {cached.image.image_id: cached for cached in await self._catalog.images()}
+        failures = self._bases.failures().items()
+        failed = {image_id: _failed(failure) for image_id, failure in failures}
+        for cached in (failed | known).values():
+            try:
+                await self._access.check(cached.image.image_id, caller)
+            except ProblemError as error:
+                if error.status >= ProblemError.status:
+                    raise
+                continue
+            views.append(await self._view(cached))
+        return views
+
+    async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
+        """Give the image with all who use it.
+
+        Raises:
+            ImageNotFoundError: it is neither cached nor coming.
+
+        """
+        await self._access.check(image_id, caller)
+        return await self._view(await self._known(image_id))
+
+    async def prefetch(
+        self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
+    ) -> ImageView:
+        """Bring the image in; with ``wait`` it is ready in the answer, else it is on its way.
+
+        Raises:
+            ProblemError: why it cannot come; without ``wait`` only what Glance says at once.
+
+        """
+        if wait or await self._bases.ready(image_id) is not None:
+            await self._bases.ensure(image_id, caller)
+        else:
+            await self._bases.announce(image_id, caller)
+            self._background.start(self._bases.ensure(image_id, caller), "prefetch of an image")
+        if pin:
+            await self._catalog.pin(image_id, datetime.now(UTC))
+        return await self._view(await self._known(image_id))
+
+    async def pin(self, image_id: ImageId, caller: Caller) -> None:
+        """Keep the image from eviction until it is unpinned.
+
+        Raises:
+            ImageNotFoundError: it is neither cached nor coming.
+
+        """
+        await self._access.check(image_id, caller)
+        await self._known(image_id)
+        await self._catalog.pin(image_id, datetime.now(UTC))
+
+    async def unpin(self, image_id: ImageId, caller: Caller) -> None:
+        """Take the pin away.
+
+        Raises:
+            ImageNotFoundError: the image is neither cached nor coming.
+
+        """
+        await self._access.check(image_id, caller)
+        await self._known(image_id)
+        await self._catalog.unpin(image_id)
+
+    async def evict(self, image_id: ImageId, caller: Caller) -> None:
+        """Remove the base of the image now, and forget what it stood for.
+
+        Raises:
+            ImageNotFoundError: it is neither cached nor coming.
+            BaseInUseError: somebody uses it, or that cannot be told.
+
+        """
+        await self._access.check(image_id, caller)
+        cached = await self._known(image_id)
+        if image_id in self._bases.coming():
+            raise _in_use(image_id, (User(kind=UserKind.WAITER),))
+        if cached.base_id is None:
+            await self._store.discard_ingest(image_id)
+            await self._catalog.forget_image(image_id)
+            return
+        async with self._bases.locks.hold(cached.base_id):
+            await self._evict(image_id, cached.base_id)
+
+    async def _evict(self, image_id: ImageId, base_id: BaseId) -> None:
+        """Prove the base unused, then let it go in steps that a restart can finish."""
+        base = await self._catalog.base(base_id)
+        if base is None:
+            return
+        if users := await self._use.proved(base):
+            raise _in_use(image_id, users)
+        if holders := await self._catalog.begin_eviction(base_id):
+            raise _in_use(image_id, holders)
+        await self._store.trash_base(base_id, base.format)
+        await self._catalog.remove_base(base_id)
+        await self._store.empty_trash()
+        self._evictions.labels(reason="operator").inc()
+        _log.info("evicted", image_id=image_id, base_id=base_id, bytes=base.allocated)
+
+    async def _known(self, image_id: ImageId) -> CachedImage:
+        cached = await self._catalog.image(image_id)
+        if cached is None and (failure := self._bases.failures().get(image_id)):
+            cached = _failed(failure)
+        if cached is None:
+            raise ImageNotFoundError(f"image {image_id} is neither cached nor coming")
+        return cached
+
+    async def _view(self, cached: CachedImage) -> ImageView:
+        image_id = cached.image.image_id
+        base = None if cached.base_id is None else await self._catalog.base(cached.base_id)
+        waiting = self._bases.waiters(image_id)
+        users = () if base is None else await self._use.recorded(base)
+        progress = self._bases.progress(image_id)
+        failure = self._bases.failures().get(image_id)
+        return ImageView(
+            image=cached.image,
+            state=ImageState(progress.phase) if progress else self._state(image_id, base),
+            base=base,
+            base_path=None if base is None else self._store.layout.base(base.base_id, base.format),
+            progress=progress,
+            pinned=image_id in await self._catalog.pins(),
+            users=(*users, *(User(kind=UserKind.WAITER) for _ in range(waiting))),
+            error=None if failure is None else str(failure.error),
+        )
+
+    def _state(self, image_id: ImageId, base: Base | None) -> ImageState:
+        if base is not None:
+            quarantined = base.state is BaseState.QUARANTINED
+            return ImageState.QUARANTINED if quarantined else ImageState.READY
+        failed = image_id in self._bases.failures()
+        return ImageState.FAILED if failed else ImageState.QUEUED
+
+
+def _failed(failure: Failure) -> CachedImage:
+    """Show an image that did not come like one that is coming; its state tells the difference."""
+    return CachedImage(image=failure.image, base_id=None, requested_at=failure.at)
+
+
+def _in_use(image_id: ImageId, users: Sequence[User]) -> BaseInUseError:
+    described = [user.facts() for user in users]
+    return BaseInUseError(f"the base of image {image_id} is in use", described)

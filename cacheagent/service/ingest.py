@@ -1,0 +1,198 @@
+"""An image becomes a base: received, proved, converted if asked, published."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.backends.inspect import INSPECTION_VERSION
+from cacheagent.backends.store import BLOCK_SIZE, Manifest
+from cacheagent.errors import (
+    DigestMismatchError,
+    ImageUnacceptableError,
+    QemuImgError,
+)
+from cacheagent.model import Base, BaseState, DiskFormat, IngestPhase
+from cacheagent.policy import admission
+from cacheagent.policy.admission import SourceFormat
+from cacheagent.policy.sizing import whole_sectors
+from cacheagent.service.pipeline import Pipeline
+from cacheagent.service.proof import Proof, Proven
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cacheagent.backends.store import Part
+    from cacheagent.model import Caller, GlanceImage
+    from cacheagent.policy.admission import ImageRules
+    from cacheagent.service.meter import Meter
+    from cacheagent.service.parts import Parts
+    from cacheagent.service.room import Reservation
+
+RECORD_EVERY = 16 * BLOCK_SIZE
+"""A crash loses at most this much of a download."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A file that is all a base needs to be but its name, and the manifest that goes with it."""
+
+    path: Path
+    manifest: Manifest
+
+
+class Ingest:
+    """Makes bases, at most ``glance.concurrency`` at a time."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._glance = parts.glance
+        self._qemu = parts.qemu
+        self._room = parts.room
+        self._metrics = parts.metrics
+        self._rules = parts.rules
+        self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
+
+    @contextlib.asynccontextmanager
+    async def make(self, image: GlanceImage, caller: Caller, meter: Meter) -> AsyncIterator[Made]:
+        """Give the file of a base and its manifest, ready to be published inside the context.
+
+        What has arrived stays for another try when this fails or is cancelled.
+
+        Raises:
+            ProblemError: why there is no base.
+
+        """
+        rules = self._rules()
+        needed = admission.room_needed(image, rules)
+        async with self._slots, self._room.reserve(needed) as room:
+            with (
+                self._metrics.downloads_in_progress.track_inprogress(),
+                self._metrics.download_seconds.time(),
+            ):
+                proven = await self._download(image, caller, meter, room)
+            source_format = admission.admit_content(image, proven.found, rules)
+            # What Glance did not say could not be set aside before the download.
+            foreseen = needed - (image.size or 0)
+            whole = admission.conversion_room(source_format, proven.found.virtual_size, rules)
+            async with self._room.conversion(max(whole - foreseen, 0)):
+                path, disk_format = await self._shape(image, source_format, meter, rules)
+            yield Made(path, await self._describe(image, proven, source_format, path, disk_format))
+
+    async def _download(
+        self, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
+    ) -> Proven:
+        """Fill the part; bytes left by an earlier try get one chance to be the right ones."""
+        async with self._store.part(image) as part:
+            left_over = part.present
+            try:
+                return await self._fill(part, image, caller, meter, room)
+            except (DigestMismatchError, OSError) as error:
+                if not left_over:
+                    raise
+                _log.warning("starting afresh", image_id=image.image_id, why=str(error))
+            await part.restart()
+            return await self._fill(part, image, caller, meter, room)
+
+    async def _fill(
+        self, part: Part, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
+    ) -> Proven:
+        room.spent(part.present)
+
+        received = self._metrics.download_bytes_total.labels(source="glance")
+
+        def on_block(length: int) -> None:
+            received.inc(length)
+            room.spent(length)
+            meter.reach(part.present)
+
+        with Proof.open(image) as proof:
+            await part.read_present(proof.feed)
+            meter.enter(IngestPhase.DOWNLOADING, part.size, part.present)
+            stream = self._glance.stream(image, offset=part.present, caller=caller)
+            try:
+                async with contextlib.aclosing(stream) as pieces:
+                    await Pipeline(part, proof, on_block).run(_recorded(part, pieces))
+            finally:
+                await part.save_record()
+            return await proof.finish()
+
+    async def _shape(
+        self, image: GlanceImage, source_format: SourceFormat, meter: Meter, rules: ImageRules
+    ) -> tuple[Path, DiskFormat]:
+        """Give the file that becomes the base, and its format; convert where the rules say so."""
+        part = self._store.layout.part(image.image_id)
+        target_format = admission.target_format(source_format, rules)
+        try:
+            if source_format is SourceFormat.QCOW2:
+                await self._qemu.check(part, source_format)
+            if not admission.needs_conversion(source_format, rules):
+                return part, target_format
+            info = await self._qemu.info(part, source_format)
+            admission.admit_opened(
+                virtual_size=info.virtual_size,
+                backing_file=info.backing_file,
+                data_file=info.data_file,
+                encrypted=info.encrypted,
+                corrupt=info.corrupt,
+                rules=rules,
+            )
+            target = self._store.layout.conversion(image.image_id, target_format)
+            await self._store.remove([target])
+            meter.enter(IngestPhase.CONVERTING, info.virtual_size)
+            await self._qemu.convert(
+                part,
+                source_format,
+                target,
+                target_format,
+                max_bytes=rules.max_virtual_size,
+                on_progress=lambda fraction: meter.reach(int(info.virtual_size * fraction)),
+            )
+        except QemuImgError as error:
+            if error.no_space:
+                raise
+            raise ImageUnacceptableError("conversion", str(error)) from error
+        return target, target_format
+
+    async def _describe(
+        self,
+        image: GlanceImage,
+        proven: Proven,
+        source_format: SourceFormat,
+        path: Path,
+        disk_format: DiskFormat,
+    ) -> Manifest:
+        """Write down what the file is, now that it is all there."""
+        now = datetime.now(UTC)
+        info = await self._qemu.info(path, disk_format)
+        base = Base(
+            base_id=proven.digest.base_id,
+            state=BaseState.READY,
+            format=disk_format,
+            source_format=source_format,
+            size=image.size or 0,
+            virtual_size=whole_sectors(info.virtual_size),
+            allocated=0,
+            inspection_version=INSPECTION_VERSION,
+            fetched_at=now,
+            last_used_at=now,
+        )
+        return Manifest(base=base, images=(image,))
+
+
+async def _recorded(part: Part, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass the pieces on, and write down now and then how far the part has come."""
+    recorded = part.present
+    async for piece in pieces:
+        yield piece
+        if part.present >= recorded + RECORD_EVERY:
+            recorded = part.present
+            await part.save_record()

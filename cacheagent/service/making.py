@@ -1,0 +1,132 @@
+"""How the file of a disk comes about: cloned from a template, copied, or made blank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cacheagent.backends import mkfs
+from cacheagent.model import DiskFormat, DiskMode
+from cacheagent.policy.layout import unfinished
+from cacheagent.sync.singleflight import SingleFlight
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cacheagent.model import Base, DiskKey, DiskSpec, FileSystem
+    from cacheagent.service.parts import Parts
+
+
+class Making:
+    """Makes the file of a disk under its unfinished name, and then gives it its own, durably."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._qemu = parts.qemu
+        self._room = parts.room
+        self._options = parts.config().overlay.options
+        self._templates: SingleFlight[Path, None] = SingleFlight()
+
+    async def make(self, key: DiskKey, spec: DiskSpec, size: int, base: Base | None) -> None:
+        """Make the disk of ``size`` bytes; when this returns, it lies where the layout says.
+
+        Raises:
+            InsufficientSpaceError: there is no room; nothing is left behind.
+            InvalidRequestError: the file system asked for cannot be made.
+
+        """
+        try:
+            if base is not None and spec.mode is DiskMode.OVERLAY:
+                await self._overlay(key, size, base)
+            elif base is not None:
+                await self._full(key, spec.format, size, base)
+            elif spec.filesystem is not None:
+                await self._formatted(key, spec.format, size, spec.filesystem, spec.label)
+            else:
+                await self._blank(key, spec.format, size)
+        except BaseException:
+            layout = self._store.layout
+            await self._store.remove(layout.unfinished_disk(key, fmt) for fmt in DiskFormat)
+            raise
+
+    async def _overlay(self, key: DiskKey, size: int, base: Base) -> None:
+        template = await self._template(base, size)
+        await self._store.clone_disk(template, key, DiskFormat.QCOW2)
+
+    async def _template(self, base: Base | None, size: int) -> Path:
+        """Give the empty qcow2 file that every such disk begins as; qemu-img makes it once."""
+        template = self._store.layout.template(base, DiskFormat.QCOW2, size, self._options)
+        if not await self._store.exists(template):
+            await self._templates.run(template, lambda: self._make_template(template, base, size))
+        return template
+
+    async def _make_template(self, template: Path, base: Base | None, size: int) -> None:
+        making = unfinished(template)
+        await self._store.remove([making])
+        async with self._room.conversion(0):
+            if base is None:
+                await self._qemu.create(making, DiskFormat.QCOW2, size=size, options=self._options)
+            else:
+                await self._qemu.create_overlay(
+                    making,
+                    base=self._store.layout.base(base.base_id, base.format),
+                    base_format=base.format,
+                    size=size,
+                    options=self._options,
+                )
+        await self._store.finish_template(template)
+
+    async def _full(self, key: DiskKey, disk_format: DiskFormat, size: int, base: Base) -> None:
+        source = self._store.layout.base(base.base_id, base.format)
+        making = await self._store.begin_disk(key, disk_format)
+        async with self._room.conversion(base.allocated):
+            if disk_format is DiskFormat.RAW and base.format is DiskFormat.RAW:
+                await self._store.copy_base(source, making, size)
+            else:
+                await self._convert(source, base.format, making, disk_format, base.virtual_size)
+                if size > base.virtual_size:
+                    await self._qemu.resize(making, disk_format, size)
+        await self._store.finish_disk(key, disk_format)
+
+    async def _blank(self, key: DiskKey, disk_format: DiskFormat, size: int) -> None:
+        if disk_format is DiskFormat.QCOW2:
+            template = await self._template(None, size)
+            await self._store.clone_disk(template, key, disk_format)
+        else:
+            await self._store.make_hole(await self._store.begin_disk(key, disk_format), size)
+            await self._store.finish_disk(key, disk_format)
+
+    async def _formatted(
+        self,
+        key: DiskKey,
+        disk_format: DiskFormat,
+        size: int,
+        filesystem: FileSystem,
+        label: str | None,
+    ) -> None:
+        """Make a file system in a raw file, since its tools know no other format."""
+        raw = await self._store.begin_disk(key, DiskFormat.RAW)
+        await self._store.make_hole(raw, size)
+        await mkfs.make_filesystem(raw, filesystem, label)
+        if disk_format is DiskFormat.QCOW2:
+            making = await self._store.begin_disk(key, DiskFormat.QCOW2)
+            async with self._room.conversion(await self._store.allocated(raw)):
+                await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size)
+            await self._store.remove([raw])
+        await self._store.finish_disk(key, disk_format)
+
+    async def _convert(
+        self,
+        source: Path,
+        source_format: DiskFormat,
+        target: Path,
+        target_format: DiskFormat,
+        size: int,
+    ) -> None:
+        await self._qemu.convert(
+            source,
+            source_format,
+            target,
+            target_format,
+            max_bytes=size,
+            on_progress=lambda _fraction: None,
+        )

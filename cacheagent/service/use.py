@@ -1,0 +1,95 @@
+"""Who uses a base: asked when needed, of every source, and never remembered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cacheagent.backends import locks, qcow2
+from cacheagent.errors import NotQcow2Error
+from cacheagent.model import User, UserKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cacheagent.model import Base
+    from cacheagent.service.parts import Parts
+
+
+class Use:
+    """Proves use; whatever cannot be read counts as a user, so that a doubt keeps the base."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._folders = (parts.store.layout.instances_dir, *parts.config().storage.scan_dirs)
+
+    async def recorded(self, base: Base) -> tuple[User, ...]:
+        """Give the users that the catalog knows: disks and pins."""
+        disks = await self._catalog.disks_of_base(base.base_id)
+        pins = await self._catalog.pins()
+        images = await self._catalog.images_of(base.base_id)
+        return (
+            *(User(kind=UserKind.DISK, key=disk.key) for disk in disks),
+            *(
+                User(kind=UserKind.PIN, detail=cached.image.image_id)
+                for cached in images
+                if cached.image.image_id in pins
+            ),
+        )
+
+    async def proved(self, base: Base) -> tuple[User, ...]:
+        """Give every user there is: the catalog's, overlays on disk, a QEMU with it open."""
+        recorded = await self.recorded(base)
+        found = await self._store.run(
+            self._look, self._store.layout.base(base.base_id, base.format)
+        )
+        known = {
+            self._store.layout.disk(user.key, disk_format)
+            for user in recorded
+            if user.key
+            for disk_format in type(base.format)
+        }
+        return (*recorded, *(user for user in found if user.path not in known))
+
+    def _look(self, base: Path) -> tuple[User, ...]:
+        users = [user for folder in self._folders for user in _overlays(folder, base)]
+        try:
+            if locks.in_use(base):
+                users.append(User(kind=UserKind.QEMU, path=base))
+        except OSError as error:
+            users.append(User(kind=UserKind.QEMU, path=base, detail=f"cannot be told: {error}"))
+        return tuple(users)
+
+
+def _overlays(folder: Path, base: Path) -> Iterator[User]:
+    """Find the files below ``folder`` that name ``base``, and those that keep their secret."""
+    doubts: list[OSError] = []
+    for where, _, names in os.walk(folder, onerror=doubts.append):
+        for path in (Path(where, name) for name in names):
+            try:
+                backing = qcow2.read_header(path).backing_file
+            except (NotQcow2Error, FileNotFoundError):
+                continue
+            except OSError as error:
+                doubts.append(error)
+                continue
+            if backing is not None and _may_mean(backing, path, base):
+                yield User(kind=UserKind.OVERLAY, path=path)
+    for doubt in doubts:
+        # A folder of an instance may go while it is read; the folder that we were told to
+        # look at may not, it may be a mount that is missing.
+        if not isinstance(doubt, FileNotFoundError) or doubt.filename == str(folder):
+            yield User(kind=UserKind.OVERLAY, path=folder, detail=f"cannot be read: {doubt}")
+
+
+def _may_mean(backing: str, overlay: Path, base: Path) -> bool:
+    """Tell whether the name of a backing file may mean the base.
+
+    A name with a protocol (``json:``, ``file:``) is not taken apart: one that holds the base's
+    name, or an escape that may hide it, counts.
+    """
+    if ":" in backing.split("/", 1)[0]:
+        return base.name in backing or "\\" in backing
+    return os.path.realpath(overlay.parent / backing) == os.path.realpath(base)
