@@ -1,0 +1,222 @@
+"""The store: files that outlive a crash, clones that are true, room that ran out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.backends.store import BLOCK_SIZE, Block, Manifest, Store, files, manifest
+from cacheagent.errors import InsufficientSpaceError, StateDirBusyError
+from cacheagent.model import DiskFormat
+from cacheagent.policy.layout import Layout
+from tests.fakes import values
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+def make_store(folder: Path) -> Store:
+    """Build a store in a folder of the test."""
+    layout = Layout(state_dir=folder / "state", instances_dir=folder / "instances")
+    return Store(layout, group=None, disk_mode=0o660)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """Give a store that is open."""
+    one = make_store(tmp_path)
+    await one.open()
+    yield one
+    await one.close()
+
+
+async def test_second_agent_is_refused(store: Store, tmp_path: Path) -> None:
+    """Two agents never work in one state folder; the first one's end makes it free."""
+    second = make_store(tmp_path)
+    with pytest.raises(StateDirBusyError, match="another agent"):
+        await second.open()
+    await store.close()
+    await second.open()
+    await second.close()
+
+
+async def test_folders_are_closed_to_strangers(store: Store) -> None:
+    """Only the agent and its group can look at bases and disks."""
+    layout = store.layout
+    for folder in (layout.bases, layout.ingest, layout.instances_dir):
+        assert folder.stat().st_mode & 0o777 == 0o750
+
+
+async def test_published_base_is_read_only_and_described(store: Store) -> None:
+    """A base can be written by nobody, and its manifest tells all that the catalog knows."""
+    source = store.layout.ingest / "made"
+    source.write_bytes(b"x" * 8192)
+    record = Manifest(base=values.base(1, allocated=0), images=(values.glance_image(1),))
+    published = await store.publish(source, record)
+    base = store.layout.base(published.base.base_id, DiskFormat.RAW)
+    assert base.read_bytes() == b"x" * 8192
+    assert base.stat().st_mode & 0o777 == 0o440
+    assert published.base.allocated == base.stat().st_blocks * 512
+    text = store.layout.manifest(published.base.base_id, DiskFormat.RAW).read_bytes()
+    assert manifest.load(text) == published
+    assert not source.exists()
+
+
+def test_damaged_manifest_is_no_manifest() -> None:
+    """Half a manifest, or one of something else, is not believed."""
+    assert manifest.load(b'{"base": {}}') is None
+    assert manifest.load(b"\x00") is None
+
+
+async def test_trashed_base_goes_with_its_templates(store: Store) -> None:
+    """What is evicted leaves nothing behind, and nothing of another base goes with it."""
+    layout = store.layout
+    kept, gone = values.base(1), values.base(2)
+    for base in (kept, gone):
+        layout.base(base.base_id, base.format).write_bytes(b"base")
+        layout.manifest(base.base_id, base.format).write_bytes(b"{}")
+        layout.template(base, DiskFormat.QCOW2, 512, "").write_bytes(b"template")
+    await store.trash_base(gone.base_id, gone.format)
+    await store.empty_trash()
+    left = {path.name for folder in (layout.bases, layout.templates) for path in folder.iterdir()}
+    assert left == {
+        layout.base(kept.base_id, kept.format).name,
+        layout.manifest(kept.base_id, kept.format).name,
+        layout.template(kept, DiskFormat.QCOW2, 512, "").name,
+    }
+    assert list(layout.trash.iterdir()) == []
+
+
+async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Path) -> None:
+    """A clone is byte for byte the same, takes no more room, and the hypervisor may write it."""
+    source = tmp_path / "template"
+    with source.open("wb") as file:
+        file.write(b"head")
+        file.seek(1 << 20)
+        file.write(b"tail")
+        file.truncate(4 << 20)
+    key = values.disk_key(1)
+    path = await store.clone_disk(source, key, DiskFormat.QCOW2)
+    assert path == store.layout.disk(key, DiskFormat.QCOW2)
+    assert path.read_bytes() == source.read_bytes()
+    assert path.stat().st_blocks <= source.stat().st_blocks
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
+
+
+async def test_disk_never_replaces_a_file_that_is_there(store: Store, tmp_path: Path) -> None:
+    """A file that somebody else put at the disk's name stays as it is."""
+    key = values.disk_key(1)
+    path = store.layout.disk(key, DiskFormat.QCOW2)
+    path.parent.mkdir()
+    path.write_bytes(b"somebody's")
+    source = tmp_path / "template"
+    source.write_bytes(b"template")
+    with pytest.raises(FileExistsError):
+        await store.clone_disk(source, key, DiskFormat.QCOW2)
+    assert path.read_bytes() == b"somebody's"
+    assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
+
+
+async def test_removed_disk_takes_its_empty_folder_along(store: Store, tmp_path: Path) -> None:
+    """The last disk of an instance takes the folder with it; a foreign file keeps it."""
+    source = tmp_path / "template"
+    source.write_bytes(b"template")
+    for number in (1, 2):
+        await store.clone_disk(source, values.disk_key(number), DiskFormat.QCOW2)
+    foreign = store.layout.instance(values.instance_id(2)) / "console.log"
+    foreign.write_text("boot")
+    for number in (1, 2):
+        await store.remove_disk(values.disk_key(number), DiskFormat.QCOW2)
+    assert not store.layout.instance(values.instance_id(1)).exists()
+    assert list(foreign.parent.iterdir()) == [foreign]
+
+
+async def test_removing_a_disk_that_is_gone_is_no_error(store: Store) -> None:
+    """A disk that somebody else has removed can be deleted all the same."""
+    await store.remove_disk(values.disk_key(1), DiskFormat.QCOW2)
+    assert list(store.layout.instances_dir.iterdir()) == []
+
+
+def test_full_disk_is_told_with_the_figures(tmp_path: Path) -> None:
+    """No room on the device becomes an answer with what was needed and what there is."""
+    with (
+        pytest.raises(InsufficientSpaceError) as refused,
+        files.space_errors(tmp_path, 123),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert refused.value.required_bytes == 123
+    assert refused.value.available_bytes == files.usage(tmp_path).available
+
+
+async def write_blocks(store: Store, data: bytes) -> None:
+    """Let ``data`` arrive as the part of image 1, and record how far it came."""
+    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+        for start in range(0, len(data), BLOCK_SIZE):
+            block = Block()
+            block.take(memoryview(data[start : start + BLOCK_SIZE]))
+            await part.write(block)
+        await part.save_record()
+
+
+async def test_part_goes_on_where_it_was(store: Store) -> None:
+    """An ingest that was cut finds the blocks that had arrived, and nothing else."""
+    data = os.urandom(2 * BLOCK_SIZE)
+    await write_blocks(store, data)
+    seen = bytearray()
+
+    async def feed(view: memoryview) -> None:
+        seen.extend(view)
+
+    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+        assert part.present == len(data)
+        await part.read_present(feed)
+    assert bytes(seen) == data
+
+
+async def test_part_of_other_content_is_useless(store: Store) -> None:
+    """When the image has changed meanwhile, nothing of the old bytes is kept."""
+    await write_blocks(store, os.urandom(BLOCK_SIZE))
+    changed = replace(values.glance_image(1), size=4 * BLOCK_SIZE, os_hash_value="f" * 128)
+    async with store.part(changed) as part:
+        assert part.present == 0
+        assert part.path.stat().st_blocks == 0
+
+
+async def test_part_without_a_sound_record_starts_afresh(store: Store) -> None:
+    """A record that a crash has cut is not believed."""
+    await write_blocks(store, os.urandom(BLOCK_SIZE))
+    store.layout.part_record(values.image_id(1)).write_text('{"size": 16777216, "pres')
+    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+        assert part.present == 0
+
+
+async def test_zero_runs_stay_holes(store: Store) -> None:
+    """An image that is mostly zeros takes little room, and reads as it should."""
+    size = 2 * BLOCK_SIZE + 1000
+    image = replace(values.glance_image(1), size=size)
+    data = bytes(BLOCK_SIZE) + b"\1" * 70_000 + bytes(BLOCK_SIZE - 70_000) + b"\2" * 1000
+    async with store.part(image) as part:
+        for start in range(0, size, BLOCK_SIZE):
+            block = Block()
+            block.take(memoryview(data[start : start + BLOCK_SIZE]))
+            await part.write(block)
+        assert part.present == size
+    path = store.layout.part(values.image_id(1))
+    assert path.read_bytes() == data
+    assert await store.allocated(path) <= 256 << 10
+
+
+async def test_discarded_ingest_leaves_nothing(store: Store) -> None:
+    """After an ingest was given up, its folder is empty."""
+    await write_blocks(store, os.urandom(BLOCK_SIZE))
+    assert await store.partial_bytes() >= BLOCK_SIZE
+    store.layout.conversion(values.image_id(1)).write_bytes(b"half a disk")
+    await store.discard_ingest(values.image_id(1))
+    assert list(store.layout.ingest.iterdir()) == []
+    assert await store.partial_bytes() == 0
