@@ -1,0 +1,98 @@
+"""The aiohttp applications: the API, and the small one of the metrics listener.
+
+Both want ``handler_cancellation=True`` and ``access_log=None`` from whoever runs them: a caller
+that goes away cancels its handler, and every request is logged here already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from cacheagent.api import openapi, page, reading
+from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS
+from cacheagent.api.guards import api_guard, bearer_guard
+from cacheagent.api.observe import observer
+from cacheagent.api.requestid import with_request_id
+from cacheagent.api.routes import METRICS_APP_ROUTES, ROUTES
+from cacheagent.metrics import OPERATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aiohttp.typedefs import Handler, Middleware
+
+    from cacheagent.api.services import Services, StatusService
+    from cacheagent.api.table import Route
+    from cacheagent.metrics import Metrics
+
+
+def create_app(
+    services: Services,
+    metrics: Metrics,
+    *,
+    require_token: bool = False,
+    bearer_digests: frozenset[bytes] | None = None,
+) -> web.Application:
+    """Build the API.
+
+    With ``require_token`` every request to ``/v1/`` must bear a Keystone token. With
+    ``bearer_digests``, SHA-256 digests as ``guards.parse_digests`` gives them, connections over
+    TCP must bear one of those tokens; those over a Unix socket need none.
+    """
+    guards = [api_guard(services.status, require_token=require_token)]
+    if bearer_digests is not None:
+        guards.insert(0, bearer_guard(bearer_digests))
+    app = _application(ROUTES, metrics, services.status, guards)
+    app[SERVICES] = services
+    app[DESCRIPTION] = json.dumps(openapi.document(ROUTES)).encode()
+    app.on_startup.append(_load_page)
+    return app
+
+
+def create_metrics_app(status: StatusService, metrics: Metrics) -> web.Application:
+    """Build what ``metrics.listen`` serves: ``/metrics``, ``/healthz`` and ``/readyz`` only."""
+    return _application(METRICS_APP_ROUTES, metrics, status, [])
+
+
+def _application(
+    routes: Sequence[Route],
+    metrics: Metrics,
+    status: StatusService,
+    guards: Iterable[Middleware],
+) -> web.Application:
+    handlers = [(route, _handler(route)) for route in routes]
+    operations = {handler: route.operation for route, handler in handlers}
+    observe = observer(
+        metrics,
+        operation_of=lambda request: operations.get(request.match_info.handler),
+        counted=frozenset(OPERATIONS),
+    )
+    app = web.Application(
+        client_max_size=reading.MAX_BODY, middlewares=[with_request_id, observe, *guards]
+    )
+    app[STATUS], app[METRICS] = status, metrics
+    for route, handler in handlers:
+        if route.method == "GET":
+            app.router.add_get(route.path, handler)  # and HEAD (RFC 9110, section 9.1)
+        else:
+            app.router.add_route(route.method, route.path, handler)
+    return app
+
+
+def _handler(route: Route) -> Handler:
+    """Give the route's handler, which refuses a body where the route takes none."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if route.body is None:
+            await reading.refuse_body(request)
+        return await route.handler(request)
+
+    return handle
+
+
+async def _load_page(app: web.Application) -> None:
+    app[PAGE] = await asyncio.to_thread(page.load)

@@ -1,0 +1,140 @@
+"""From the values of the model to the JSON of the answers: pure, nothing is asked or opened."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+from cacheagent.api import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from pathlib import Path
+
+    from cacheagent.model import (
+        Base,
+        DiskView,
+        ImageView,
+        InstanceId,
+        Progress,
+        StatusView,
+        User,
+    )
+
+
+def disk(view: DiskView) -> wire.Disk:
+    """Give the disk as it is answered."""
+    made = view.disk
+    return wire.Disk(
+        instance_id=made.key.instance_id,
+        name=made.key.name,
+        state=made.state,
+        path=_text(view.path),
+        format=made.format,
+        mode=made.mode,
+        virtual_size_bytes=made.virtual_size,
+        image_id=made.image_id,
+        base=_base(view.base, view.base_path),
+        cache=made.cache,
+        created_at=_utc(made.created_at),
+        operation=None,
+        error=_text(made.error) if made.error is not None else None,
+    )
+
+
+def instance(instance_id: InstanceId, views: Iterable[DiskView]) -> wire.Instance:
+    """Give an instance with its disks as it is answered."""
+    return wire.Instance(instance_id=instance_id, disks=[disk(view) for view in views])
+
+
+def image(view: ImageView) -> wire.Image:
+    """Give the image as it is answered; what lies here goes before what Glance says."""
+    base, described = view.base, view.image
+    return wire.Image(
+        image_id=described.image_id,
+        name=_text(described.name),
+        state=view.state,
+        base=_base(base, view.base_path),
+        size_bytes=base.size if base else described.size,
+        virtual_size_bytes=base.virtual_size if base else described.virtual_size,
+        allocated_bytes=base.allocated if base else 0,
+        disk_format=_text(described.disk_format) if described.disk_format is not None else None,
+        progress=progress(view.progress) if view.progress else None,
+        pinned=view.pinned,
+        in_use=bool(view.users),
+        users=[user(one) for one in view.users],
+        fetched_at=_utc(base.fetched_at) if base else None,
+        last_used_at=_utc(base.last_used_at) if base else None,
+        error=_text(view.error) if view.error is not None else None,
+    )
+
+
+def progress(now: Progress) -> wire.Progress:
+    """Give how far an ingest is; the rate is whole bytes, the time left is rounded up."""
+    left = max(0, now.bytes_total - now.bytes_done)
+    known = now.bytes_per_second > 0 and now.bytes_total > 0
+    return wire.Progress(
+        bytes_done=now.bytes_done,
+        bytes_total=now.bytes_total,
+        bytes_per_second=max(0, int(now.bytes_per_second)),
+        eta_seconds=math.ceil(left / now.bytes_per_second) if known else None,
+    )
+
+
+def user(one: User) -> wire.User:
+    """Give a user of a base, with those keys alone that name it."""
+    return wire.User.model_validate({name: _text(fact) for name, fact in one.facts().items()})
+
+
+def status(view: StatusView) -> wire.Status:
+    """Give the agent at a glance as it is answered."""
+    return wire.Status(
+        version=view.version,
+        started_at=_utc(view.started_at),
+        uptime_seconds=view.uptime_seconds,
+        ready=view.ready,
+        stopping=view.stopping,
+        space=_space(view),
+        counts=dict(view.counts),
+        loops={
+            name: wire.Loop(last_run_at=_utc(at) if at else None) for name, at in view.loops.items()
+        },
+        glance=wire.Glance(
+            reachable=view.glance_reachable,
+            checked_at=_utc(view.glance_checked_at) if view.glance_checked_at else None,
+        ),
+    )
+
+
+def _space(view: StatusView) -> wire.Space:
+    return wire.Space(
+        size_bytes=view.space.total,
+        used_bytes=max(0, view.space.total - view.space.available),
+        free_bytes=view.space.available,
+        cache_bytes=view.cache_allocated,
+        reserved_bytes=view.reserved,
+        high_watermark_bytes=view.high_watermark_bytes,
+        low_watermark_bytes=view.low_watermark_bytes,
+        min_free_bytes=view.min_free,
+    )
+
+
+def _base(base: Base | None, path: Path | None) -> wire.BaseRef | None:
+    if base is None or path is None:
+        return None
+    return wire.BaseRef(base_id=base.base_id, path=_text(path), format=base.format)
+
+
+def _utc(time: datetime) -> datetime:
+    return time.astimezone(UTC)
+
+
+def _text(value: str | Path) -> str:
+    """Replace what UTF-8 cannot carry.
+
+    A file name may be any bytes, and JSON lets an image's name hold half of a surrogate pair
+    (RFC 8259, section 8.2): one such name must not make a whole list unreadable.
+    """
+    return str(value).encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,67 @@
+"""The answer of a handler: a response that knows what to say of itself in log and metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cacheagent.api.wire import Answer
+
+Result = Literal["hit", "miss", "joined", "rejected", "error"]
+
+FIRST_ERROR = 500
+"""The first status that is an ``error``: what is below, and no success, was ``rejected``."""
+
+
+class Reply(web.Response):
+    """A response, the value of the metrics' label ``result``, and the word of a problem."""
+
+    result: Result
+    word: str | None
+    detail: str | None
+
+    def __init__(  # noqa: PLR0913 - it is what a response is made of
+        self,
+        *,
+        status: int,
+        body: bytes | None = None,
+        content_type: str | None = None,
+        charset: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        result: Result = "hit",
+        word: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(
+            status=status, body=body, content_type=content_type, charset=charset, headers=headers
+        )
+        self.result = result
+        self.word = word
+        self.detail = detail
+
+
+def json_reply(
+    status: int,
+    answer: Answer,
+    *,
+    result: Result = "hit",
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """Give ``answer`` as JSON."""
+    return Reply(
+        status=status,
+        # Unset is only what does not name a user: see ``wire.User``.
+        body=answer.model_dump_json(exclude_unset=True).encode(),
+        content_type="application/json",
+        headers=headers,
+        result=result,
+    )
+
+
+def empty_reply() -> Reply:
+    """Say that it is done, and nothing more: 204."""
+    return Reply(status=204)

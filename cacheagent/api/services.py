@@ -1,0 +1,124 @@
+"""What the API asks of the services below it.
+
+The classes of ``service`` satisfy these protocols by their shape, and so do the fakes of the
+tests. Every method raises a ``ProblemError`` for what the caller must know; the ones named here
+are those that belong to the method alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cacheagent.model import (
+        Caller,
+        DiskKey,
+        DiskSpec,
+        DiskView,
+        ImageId,
+        ImageView,
+        InstanceId,
+        StatusView,
+    )
+
+
+class DiskService(Protocol):
+    """Disks and the instances that own them."""
+
+    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Create the disk and wait for its base; the flag tells whether it was made now.
+
+        Raises: ``DiskConflictError`` where the name is taken by another specification.
+        """
+        ...
+
+    async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Start to create the disk; it is ``pending`` in the answer unless it is there already.
+
+        Raises: ``DiskConflictError`` where the name is taken by another specification.
+        """
+        ...
+
+    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
+        """Give the disk. Raises: ``DiskNotFoundError``, ``InstanceNotFoundError``."""
+        ...
+
+    async def delete(self, key: DiskKey) -> None:
+        """Remove the disk; one that is not there is a success too."""
+        ...
+
+    async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
+        """Give every instance with its disks."""
+        ...
+
+    async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
+        """Give the disks of the instance. Raises: ``InstanceNotFoundError``."""
+        ...
+
+    async def delete_instance(self, instance_id: InstanceId) -> None:
+        """Remove the instance with all its disks; one that is not there is a success too."""
+        ...
+
+
+class ImageService(Protocol):
+    """Images that are cached or coming."""
+
+    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+        """Give every image that is cached or coming, and that the caller may see."""
+        ...
+
+    async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
+        """Give the image. Raises: ``ImageNotFoundError`` when neither cached nor coming."""
+        ...
+
+    async def prefetch(
+        self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
+    ) -> ImageView:
+        """Bring the image in; with ``wait`` it is ready in the answer."""
+        ...
+
+    async def evict(self, image_id: ImageId, caller: Caller) -> None:
+        """Evict the base now. Raises: ``BaseInUseError``, ``ImageNotFoundError``."""
+        ...
+
+    async def pin(self, image_id: ImageId, caller: Caller) -> None:
+        """Pin the image. Raises: ``ImageNotFoundError``."""
+        ...
+
+    async def unpin(self, image_id: ImageId, caller: Caller) -> None:
+        """Take the pin away. Raises: ``ImageNotFoundError``."""
+        ...
+
+
+class StatusService(Protocol):
+    """The agent itself."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the start is done: files and catalog agree, requests can be served."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon is on its way out and takes no new work."""
+        ...
+
+    async def status(self) -> StatusView:
+        """Give the agent at a glance."""
+        ...
+
+    async def refresh_metrics(self) -> None:
+        """Bring the gauges up to date before they are read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that the handlers may call."""
+
+    disks: DiskService
+    images: ImageService
+    status: StatusService

@@ -1,0 +1,56 @@
+"""Handlers of the agent itself: status, health, metrics, description, status page."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs
+
+from cacheagent.api import convert, wire
+from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS
+from cacheagent.api.reply import Reply, json_reply
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def status(request: web.Request) -> Reply:
+    """Give the agent at a glance."""
+    return json_reply(200, convert.status(await request.app[SERVICES].status.status()))
+
+
+async def healthz(_request: web.Request) -> Reply:
+    """Say that the loop turns: who gets this answer knows it."""
+    return json_reply(200, wire.Health(alive=True))
+
+
+async def readyz(request: web.Request) -> Reply:
+    """Say whether requests can be served."""
+    agent = request.app[STATUS]
+    ready = agent.ready and not agent.stopping
+    return json_reply(
+        200 if ready else 503, wire.Readiness(ready=agent.ready, stopping=agent.stopping)
+    )
+
+
+async def metrics(request: web.Request) -> Reply:
+    """Give all metrics, with gauges as of now."""
+    await request.app[STATUS].refresh_metrics()
+    shown = request.app[METRICS]
+    return Reply(
+        status=200,
+        body=await asyncio.to_thread(shown.render),
+        headers={hdrs.CONTENT_TYPE: shown.content_type},
+    )
+
+
+async def description(request: web.Request) -> Reply:
+    """Give the OpenAPI document."""
+    return Reply(status=200, body=request.app[DESCRIPTION], content_type="application/json")
+
+
+async def page(request: web.Request) -> Reply:
+    """Give the status page."""
+    shown = request.app[PAGE]
+    return Reply(status=200, body=shown.html, headers=shown.headers)

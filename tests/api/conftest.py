@@ -1,0 +1,79 @@
+"""The API over fake services, on a server on loopback."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from cacheagent.api.app import create_app
+from cacheagent.metrics import Metrics
+from tests.api.answers import check
+from tests.fakes.services import FakeServices
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from aiohttp import ClientResponse, web
+
+
+class Ask(Protocol):
+    """Ask the API, and hold the answer to the OpenAPI document."""
+
+    async def __call__(self, method: str, path: str, **kwargs: Any) -> ClientResponse:  # noqa: ANN401 - aiohttp's own
+        """Give the answer, read."""
+        ...
+
+
+class Serve(Protocol):
+    """Serve the API with options of its own."""
+
+    def __call__(self, **options: Any) -> AbstractAsyncContextManager[Ask]:  # noqa: ANN401 - create_app's own
+        """Give the means to ask it."""
+        ...
+
+
+@asynccontextmanager
+async def asking(app: web.Application) -> AsyncIterator[Ask]:
+    """Run ``app``, with handlers that are cancelled when their caller goes away."""
+    async with TestClient(TestServer(app)) as client:
+
+        async def ask(method: str, path: str, **kwargs: Any) -> ClientResponse:  # noqa: ANN401 - aiohttp's own
+            answer = await client.request(method, path, **kwargs)
+            await answer.read()
+            await check(method, answer)
+            return answer
+
+        yield ask
+
+
+@pytest.fixture
+def services() -> FakeServices:
+    """Give services that answer with what the test puts in."""
+    return FakeServices()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """Give metrics that nothing was counted in."""
+    return Metrics()
+
+
+@pytest.fixture
+def serve(services: FakeServices, metrics: Metrics) -> Serve:
+    """Give the means to serve the API with options."""
+
+    def run(**options: Any) -> AbstractAsyncContextManager[Ask]:  # noqa: ANN401 - create_app's own
+        return asking(create_app(services.bundle, metrics, **options))
+
+    return run
+
+
+@pytest.fixture
+async def ask(serve: Serve) -> AsyncIterator[Ask]:
+    """Serve the API without options, and ask it."""
+    async with serve() as ask:
+        yield ask

@@ -1,0 +1,246 @@
+"""Services without anything behind them: they answer with what a test puts in.
+
+Every call is recorded with its arguments. A ``problem`` is raised by whatever is called next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cacheagent.api.services import Services
+from cacheagent.model import (
+    Base,
+    BaseId,
+    BaseState,
+    CacheResult,
+    Disk,
+    DiskFormat,
+    DiskKey,
+    DiskMode,
+    DiskName,
+    DiskSpec,
+    DiskState,
+    DiskView,
+    GlanceImage,
+    ImageId,
+    ImageState,
+    ImageView,
+    InstanceId,
+    SpaceUsage,
+    StatusView,
+    User,
+    UserKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cacheagent.model import Caller
+
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+IMAGE = ImageId("0b0ba5e5-0000-4000-8000-000000000001")
+INSTANCE = InstanceId("1457a9ce-0000-4000-8000-000000000001")
+ROOT = DiskKey(instance_id=INSTANCE, name=DiskName("root"))
+
+BASE = Base(
+    base_id=BaseId("sha512-" + "ab" * 64),
+    state=BaseState.READY,
+    format=DiskFormat.RAW,
+    source_format="qcow2",
+    size=1000,
+    virtual_size=4096,
+    allocated=2048,
+    inspection_version=1,
+    fetched_at=NOON,
+    last_used_at=NOON,
+)
+BASE_PATH = Path("/bases") / f"{BASE.base_id}.raw"
+
+DISK = DiskView(
+    disk=Disk(
+        key=ROOT,
+        spec=DiskSpec(image_id=IMAGE, size=None),
+        state=DiskState.READY,
+        format=DiskFormat.QCOW2,
+        mode=DiskMode.OVERLAY,
+        virtual_size=4096,
+        image_id=IMAGE,
+        base_id=BASE.base_id,
+        cache=CacheResult.MISS,
+        created_at=NOON,
+    ),
+    path=Path("/instances") / INSTANCE / "root.qcow2",
+    base=BASE,
+    base_path=BASE_PATH,
+)
+
+CACHED = ImageView(
+    image=GlanceImage(
+        image_id=IMAGE,
+        name="debian",
+        status="active",
+        disk_format="qcow2",
+        container_format="bare",
+        size=1000,
+    ),
+    state=ImageState.READY,
+    base=BASE,
+    base_path=BASE_PATH,
+    progress=None,
+    pinned=False,
+    users=(User(kind=UserKind.DISK, key=ROOT),),
+    error=None,
+)
+
+STATUS = StatusView(
+    version="1.2.3",
+    started_at=NOON,
+    uptime_seconds=12.5,
+    ready=True,
+    stopping=False,
+    space=SpaceUsage(total=1000, available=400),
+    cache_allocated=300,
+    reserved=20,
+    high_watermark_bytes=850,
+    low_watermark_bytes=750,
+    min_free=50,
+    counts={"images": 1, "disks": 1},
+    loops={"pruner": NOON, "scrubber": None},
+    glance_reachable=True,
+    glance_checked_at=NOON,
+)
+
+
+@dataclass
+class Script:
+    """What the fakes were asked, and what they shall do next."""
+
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    problem: Exception | None = None
+
+    def note(self, *call: object) -> None:
+        """Record a call, and raise the problem where there is one."""
+        self.calls.append(call)
+        if self.problem is not None:
+            raise self.problem
+
+
+class FakeDisks:
+    """A ``DiskService``: ``view`` and ``made`` are its answer to whoever creates or shows."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.view = DISK
+        self.made = True
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.hangs = False
+
+    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Answer with ``view``, or never where it ``hangs``."""
+        self._script.note("create", key, spec, caller)
+        self.entered.set()
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        return self.view, self.made
+
+    async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Answer with ``view``."""
+        self._script.note("begin", key, spec, caller)
+        return self.view, self.made
+
+    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
+        """Answer with ``view``."""
+        self._script.note("show", key, caller)
+        return self.view
+
+    async def delete(self, key: DiskKey) -> None:
+        """Do nothing."""
+        self._script.note("delete", key)
+
+    async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
+        """Answer with one instance that has ``view``."""
+        self._script.note("instances")
+        return {INSTANCE: (self.view,)}
+
+    async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
+        """Answer with ``view`` alone."""
+        self._script.note("instance", instance_id)
+        return (self.view,)
+
+    async def delete_instance(self, instance_id: InstanceId) -> None:
+        """Do nothing."""
+        self._script.note("delete_instance", instance_id)
+
+
+class FakeImages:
+    """An ``ImageService``: ``view`` is its answer."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.view = CACHED
+
+    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+        """Answer with ``view`` alone."""
+        self._script.note("list_images", caller)
+        return (self.view,)
+
+    async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
+        """Answer with ``view``."""
+        self._script.note("show", image_id, caller)
+        return self.view
+
+    async def prefetch(
+        self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
+    ) -> ImageView:
+        """Answer with ``view``."""
+        self._script.note("prefetch", image_id, caller, pin, wait)
+        return self.view
+
+    async def evict(self, image_id: ImageId, caller: Caller) -> None:
+        """Do nothing."""
+        self._script.note("evict", image_id, caller)
+
+    async def pin(self, image_id: ImageId, caller: Caller) -> None:
+        """Do nothing."""
+        self._script.note("pin", image_id, caller)
+
+    async def unpin(self, image_id: ImageId, caller: Caller) -> None:
+        """Do nothing."""
+        self._script.note("unpin", image_id, caller)
+
+
+class FakeStatus:
+    """A ``StatusService`` that is ready."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.ready = True
+        self.stopping = False
+
+    async def status(self) -> StatusView:
+        """Answer with a status in which every figure is another."""
+        self._script.note("status")
+        return STATUS
+
+    async def refresh_metrics(self) -> None:
+        """Do nothing."""
+        self._script.note("refresh_metrics")
+
+
+class FakeServices:
+    """All fakes on one script; ``bundle`` is what an application takes."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.disks = FakeDisks(self.script)
+        self.images = FakeImages(self.script)
+        self.status = FakeStatus(self.script)
+        self.bundle = Services(disks=self.disks, images=self.images, status=self.status)
