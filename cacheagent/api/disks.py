@@ -57,9 +57,7 @@ def _location(key: DiskKey) -> str:
 
 async def show(request: web.Request) -> Reply:
     """Give one disk."""
-    view = await request.app[SERVICES].disks.show(
-        reading.disk_key(request), reading.caller(request)
-    )
+    view = await request.app[SERVICES].disks.show(reading.disk_key(request))
     return json_reply(200, convert.disk(view))
 
 

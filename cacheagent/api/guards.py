@@ -78,7 +78,8 @@ def _bears_one_of(digests: frozenset[bytes], request: web.Request) -> bool:
 def api_guard(status: StatusService, *, require_token: bool) -> Middleware:
     """Refuse requests to the API while the daemon stops, or without a token where one is needed.
 
-    What no path of the API takes is refused as well: parameters of the query string.
+    What no path of the API takes is refused as well: a token that cannot be one, parameters of
+    the query string.
     """
 
     @web.middleware
@@ -86,7 +87,7 @@ def api_guard(status: StatusService, *, require_token: bool) -> Middleware:
         if request.path.startswith(API_PREFIX):
             if status.stopping:
                 raise ShuttingDownError("the daemon is stopping")
-            if require_token and not request.headers.get(reading.TOKEN_HEADER):
+            if reading.caller(request).token is None and require_token:
                 raise UnauthenticatedError(f"{reading.TOKEN_HEADER} is needed here")
             reading.refuse_query(request)
         return await handler(request)

@@ -70,7 +70,7 @@ DISK_ROUTES = (
         summary="Show a disk.",
         handler=disks.show,
         answers={200: Success(description="The disk.", model=wire.Disk)},
-        problems=(DiskNotFoundError, InstanceNotFoundError),
+        problems=(DiskNotFoundError,),
     ),
     Route(
         operation="disk_delete",

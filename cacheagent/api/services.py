@@ -42,8 +42,8 @@ class DiskService(Protocol):
         """
         ...
 
-    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
-        """Give the disk. Raises: ``DiskNotFoundError``, ``InstanceNotFoundError``."""
+    async def show(self, key: DiskKey) -> DiskView:
+        """Give the disk. Raises: ``DiskNotFoundError``."""
         ...
 
     async def delete(self, key: DiskKey) -> None:

@@ -45,7 +45,7 @@ async def test_a_sane_request_id_is_taken_over(
     ask: Ask, services: FakeServices, headers: dict[str, str], echoed: str
 ) -> None:
     """The caller's id goes to the service and comes back in both headers."""
-    answer = await ask("GET", DISK, headers=headers)
+    answer = await ask("GET", f"/v1/images/{IMAGE}", headers=headers)
     assert answer.headers["X-OpenStack-Request-ID"] == echoed
     assert answer.headers["X-Request-ID"] == echoed
     assert f"request_id='{echoed}'" in str(services.script.calls)

@@ -156,9 +156,9 @@ class FakeDisks:
         self._script.note("begin", key, spec, caller)
         return self.view, self.made
 
-    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
+    async def show(self, key: DiskKey) -> DiskView:
         """Answer with ``view``."""
-        self._script.note("show", key, caller)
+        self._script.note("show", key)
         return self.view
 
     async def delete(self, key: DiskKey) -> None:
