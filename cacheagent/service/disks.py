@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -162,10 +162,8 @@ class Disks:
                 await self._catalog.remove_disk(key, datetime.now(UTC))
                 return None
         if disk.state is not DiskState.FAILED and not await self._is(disk, spec):
-            existing = {} if disk.spec is None else asdict(disk.spec)
-            existing["virtual_size_bytes"] = disk.virtual_size
             raise DiskConflictError(
-                f"disk {key.name} of instance {key.instance_id} is another one", existing
+                f"disk {key.name} of instance {key.instance_id} is another one", _facts(disk)
             )
         return disk
 
@@ -217,9 +215,7 @@ class Disks:
                 raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
             try:
                 now = datetime.now(UTC)
-                return await self._catalog.finish_disk(
-                    key, virtual_size=disk.virtual_size, now=now
-                )
+                return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
             except BaseException:
                 await self._store.remove_disk(key, spec.format)
                 raise
@@ -243,6 +239,19 @@ class Disks:
             base=base,
             base_path=None if base is None else layout.base(base.base_id, base.format),
         )
+
+
+def _facts(disk: Disk) -> dict[str, object]:
+    """Give what tells the disk from another one, by the names that the API uses."""
+    facts: dict[str, object] = {
+        "image_id": disk.image_id,
+        "format": disk.format,
+        "mode": disk.mode,
+        "virtual_size_bytes": disk.virtual_size,
+    }
+    if disk.spec is not None and disk.image_id is None:
+        facts |= {"filesystem": disk.spec.filesystem, "label": disk.spec.label}
+    return facts
 
 
 def _pending(key: DiskKey, spec: DiskSpec) -> Disk:
