@@ -1,0 +1,101 @@
+"""The JSON that Glance sends, checked: versions and the metadata of an image."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from cacheagent.errors import GlanceRefusedError
+from cacheagent.model import DIGEST_LENGTHS, GlanceImage
+
+if TYPE_CHECKING:
+    from cacheagent.model import ImageId
+
+_LARGEST = (1 << 63) - 1  # what SQLite and off_t can hold
+_MD5_LENGTH = 32
+
+
+def _lower_hex(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]+", text.lower(), re.ASCII):
+        raise ValueError("is not hexadecimal")
+    return text.lower()
+
+
+_Size = Annotated[int, Field(ge=0, le=_LARGEST)]
+_Hex = Annotated[str, AfterValidator(_lower_hex)]
+
+
+class _Foreign(BaseModel):
+    """Strict about what we use, blind to what we do not: Glance may add members."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Image(_Foreign):
+    """An image as ``GET /v2/images/{id}`` shows it; the members without a default must be there."""
+
+    id: str
+    status: str
+    disk_format: str | None
+    container_format: str | None
+    size: _Size | None
+    name: str | None = None
+    virtual_size: _Size | None = None
+    min_disk: Annotated[int, Field(ge=0, le=_LARGEST >> 30)] = 0
+    os_hash_algo: str | None = None
+    os_hash_value: _Hex | None = None
+    checksum: _Hex | None = None
+    visibility: str = "private"
+    owner: str | None = None
+
+
+class _Version(_Foreign):
+    id: str
+
+
+class _Versions(_Foreign):
+    versions: list[_Version]
+
+
+def parse_image(body: bytes, image_id: ImageId) -> GlanceImage:
+    """Take the metadata of the image ``image_id``.
+
+    Raises: ``GlanceRefusedError`` where they are no JSON, lack a member, contradict themselves,
+    or are those of another image.
+    """
+    try:
+        seen = _Image.model_validate_json(body)
+    except ValidationError as error:
+        raise _refused(f"the metadata of image {image_id} cannot be used: {_say(error)}") from error
+    if seen.id != image_id:
+        raise _refused(f"asked for image {image_id}, got the metadata of {seen.id}")
+    lengths = ((seen.os_hash_algo, seen.os_hash_value), ("md5", seen.checksum))
+    for algorithm, digits in lengths:
+        expected = {"md5": _MD5_LENGTH, **DIGEST_LENGTHS}.get(algorithm or "")
+        if digits is not None and expected not in {None, len(digits)}:
+            raise _refused(f"image {image_id} has a {algorithm} of {len(digits)} digits")
+    members = seen.model_dump(exclude={"id", "name"})
+    return GlanceImage(image_id=image_id, name=seen.name or "", **members)
+
+
+def parse_versions(body: bytes, status: int) -> tuple[str, ...]:
+    """Take the ids of the versions of the API, ``v2.18`` and the like.
+
+    Raises: ``GlanceRefusedError`` where this is no list of versions.
+    """
+    try:
+        return tuple(version.id for version in _Versions.model_validate_json(body).versions)
+    except ValidationError as error:
+        raise _refused(f"no list of API versions: {_say(error)}", status) from error
+
+
+def _say(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
+def _refused(message: str, status: int = 200) -> GlanceRefusedError:
+    return GlanceRefusedError(message, glance_status=status)
