@@ -35,6 +35,10 @@ DOWNLOADS: web.AppKey[Counter[ImageId]] = web.AppKey("downloads", Counter)
 _FOLDER: web.AppKey[ImageFolder] = web.AppKey("folder", ImageFolder)
 _VERSIONS = ("v2.9", "v2.7", "v2.6", "v2.5", "v2.4", "v2.3", "v2.2", "v2.1", "v2.0")
 _DEFAULT_LIMIT, _MAX_LIMIT = 25, 1000
+_SAME_NAME = (
+    *("name", "status", "visibility", "owner", "disk_format", "container_format", "min_disk"),
+    *("size", "virtual_size", "os_hash_algo", "os_hash_value", "checksum"),
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -227,30 +231,19 @@ def _count(request: web.Request, found: FolderImage, wanted: range) -> None:
 
 
 def _as_json(each: FolderImage) -> dict[str, object]:
-    image = each.image
+    image_id = each.image.image_id
     when = datetime.fromtimestamp(each.mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
-        "id": image.image_id,
-        "name": image.name,
-        "status": image.status,
-        "disk_format": image.disk_format,
-        "container_format": image.container_format,
-        "size": image.size,
-        "virtual_size": image.virtual_size,
-        "min_disk": image.min_disk,
+        "id": image_id,
+        **{name: getattr(each.image, name) for name in _SAME_NAME},
         "min_ram": 0,
-        "os_hash_algo": image.os_hash_algo,
-        "os_hash_value": image.os_hash_value,
-        "checksum": image.checksum,
-        "visibility": image.visibility,
         "os_hidden": each.os_hidden,
         "protected": False,
-        "owner": image.owner,
         "tags": [],
         "created_at": when,
         "updated_at": when,
-        "self": f"/v2/images/{image.image_id}",
-        "file": f"/v2/images/{image.image_id}/file",
+        "self": f"/v2/images/{image_id}",
+        "file": f"/v2/images/{image_id}/file",
         "schema": "/v2/schemas/image",
     }
 
