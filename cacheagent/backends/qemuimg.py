@@ -1,0 +1,306 @@
+"""Every qemu-img command line: always with a format, always under limits.
+
+The functions named ``*_arguments`` give what stands behind ``qemu-img``. A file is an absolute
+path, which QEMU cannot take for a protocol (``json:`` and ``nbd:`` names, CVE-2024-4467), and its
+format is always stated, so that no header decides as what it is opened (CVE-2026-24708).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cacheagent.errors import QemuImgError
+from cacheagent.model import DiskFormat
+from cacheagent.process import Limits, run_limited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cacheagent.process import Completed
+
+_CHECKED_WITH_FINDINGS = (0, 2, 3)
+_CANNOT_BE_CHECKED = 63
+_PERCENT = re.compile(rb"\((\d{1,3}(?:\.\d+)?)/100%\)")
+_LONGEST_PERCENT = len(b"(100.00/100%)")
+_NO_DIRECT_IO = re.compile(r"O_DIRECT|Invalid argument")
+
+# No conversion is slower than this on any machine that runs guests, however it was compressed:
+# inflating zlib yields some hundred MiB for each second of CPU.
+_SLOWEST_CONVERSION: Final = 8 << 20
+
+# What a file can be longer than its disk: QEMU rounds up to sectors and blocks.
+_RAW_SLACK = 64 << 10
+# The tables of a full qcow2 with the smallest clusters: 8 bytes of L2 and up to 8 of refcount
+# for each 512, plus the header and the first clusters of each table.
+_QCOW2_OVERHEAD = 32
+_QCOW2_SLACK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuImgSettings:
+    """How to run qemu-img.
+
+    ``cpu_time_limit`` is in seconds and holds for everything but a conversion, which gets more
+    the larger it is; ``memory_limit`` is bytes of address space.
+    """
+
+    binary: str
+    cpu_time_limit: float
+    memory_limit: int
+    convert_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuImgInfo:
+    """What ``qemu-img info`` says of a file, without having opened what it names.
+
+    Sizes are bytes. ``backing_file`` is the name as it stands in the file.
+    """
+
+    virtual_size: int
+    actual_size: int
+    backing_file: str | None
+    backing_format: str | None
+    data_file: str | None
+    encrypted: bool
+    corrupt: bool
+
+
+class QemuImg:
+    """Runs qemu-img; one that is cancelled has been killed and has ended.
+
+    Each call raises QemuImgError where qemu-img fails or a limit stops it, ProgramMissingError
+    where there is none, and ValueError for a path that is not absolute.
+    """
+
+    def __init__(self, settings: QemuImgSettings) -> None:
+        self._settings = settings
+
+    async def info(self, path: Path, image_format: str) -> QemuImgInfo:
+        """Read sizes and references from the header; also while a guest has the file open."""
+        return parse_info(await self._run(info_arguments(path, image_format), file_size=0))
+
+    async def check(self, path: Path, image_format: str) -> None:
+        """Check the tables of an image, without repair; formats that have none pass.
+
+        Clusters that are only leaked are no finding. Raises: QemuImgError with what was found.
+        """
+        completed = await self._complete(check_arguments(path, image_format), file_size=0)
+        if completed.returncode == _CANNOT_BE_CHECKED:
+            return
+        if completed.returncode not in _CHECKED_WITH_FINDINGS:
+            raise _error("check", completed)
+        found = _json("check", completed.stdout)
+        errors, corruptions = (int(found.get(k, 0)) for k in ("check-errors", "corruptions"))
+        if errors or corruptions:
+            raise QemuImgError(f"qemu-img check: {corruptions} corruptions, {errors} errors")
+
+    async def convert(
+        self,
+        source: Path,
+        source_format: str,
+        target: Path,
+        target_format: DiskFormat,
+        *,
+        max_bytes: int,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """Write ``source`` anew as ``target``, zeros as holes, past the page cache if possible.
+
+        ``max_bytes`` bounds the disk: a larger one makes it fail before it has written more.
+        ``on_progress`` gets the fraction done, from 0 to 1. A target that was begun stays where
+        this fails. Raises: QemuImgError with ``no_space`` where the file system is full.
+        """
+        watch = ProgressReader(on_progress)
+
+        async def convert_with(cache: str) -> Completed:
+            words = convert_arguments(
+                source,
+                source_format,
+                target,
+                target_format,
+                threads=self._settings.convert_threads,
+                cache=cache,
+            )
+            return await self._complete(
+                words,
+                cpu_seconds=self._settings.cpu_time_limit + max_bytes / _SLOWEST_CONVERSION,
+                file_size=longest_file(max_bytes, target_format),
+                on_stdout=watch.feed,
+            )
+
+        completed = await convert_with("none")
+        if completed.returncode != 0 and _NO_DIRECT_IO.search(completed.stderr):
+            completed = await convert_with("writeback")
+        if completed.returncode != 0:
+            raise _error("convert", completed)
+
+    async def create_overlay(
+        self, target: Path, *, base: Path, base_format: DiskFormat, size: int, options: str
+    ) -> None:
+        """Make an empty qcow2 of ``size`` bytes on ``base``; ``options`` as for ``-o``."""
+        await self._run(
+            create_overlay_arguments(
+                target, base=base, base_format=base_format, size=size, options=options
+            )
+        )
+
+    async def create(
+        self, target: Path, disk_format: DiskFormat, *, size: int, options: str
+    ) -> None:
+        """Make an empty disk of ``size`` bytes; ``options`` as for ``-o``."""
+        await self._run(create_arguments(target, disk_format, size=size, options=options))
+
+    async def resize(self, path: Path, image_format: DiskFormat, size: int) -> None:
+        """Grow a disk that no guest has open to ``size`` bytes; it is never made smaller."""
+        await self._run(resize_arguments(path, image_format, size))
+
+    async def _run(self, arguments: Sequence[str], *, file_size: int | None = None) -> bytes:
+        completed = await self._complete(arguments, file_size=file_size)
+        if completed.returncode != 0:
+            raise _error(arguments[0], completed)
+        return completed.stdout
+
+    async def _complete(
+        self,
+        arguments: Sequence[str],
+        *,
+        cpu_seconds: float | None = None,
+        file_size: int | None = None,
+        on_stdout: Callable[[bytes], None] | None = None,
+    ) -> Completed:
+        limits = Limits(
+            cpu_seconds=cpu_seconds or self._settings.cpu_time_limit,
+            memory=self._settings.memory_limit,
+            file_size=file_size,
+        )
+        return await run_limited(
+            [self._settings.binary, *arguments], limits=limits, on_stdout=on_stdout
+        )
+
+
+class ProgressReader:
+    """Finds ``(12.34/100%)`` in the output of ``qemu-img convert -p``, wherever it is cut.
+
+    Hands on fractions from 0 to 1, only those that are larger than all before.
+    """
+
+    def __init__(self, on_progress: Callable[[float], None]) -> None:
+        self._on_progress = on_progress
+        self._rest = b""
+        self._furthest = -1.0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the output."""
+        text = self._rest + data
+        position = 0
+        for match in _PERCENT.finditer(text):
+            position = match.end()
+            fraction = min(float(match[1]) / 100, 1.0)
+            if fraction > self._furthest:
+                self._furthest = fraction
+                self._on_progress(fraction)
+        self._rest = text[position:][-_LONGEST_PERCENT:]
+
+
+def info_arguments(path: Path, image_format: str) -> list[str]:
+    """Give the words of ``qemu-img info``; it takes no lock, so a guest may run meanwhile."""
+    return ["info", "--force-share", "--output=json", "-f", image_format, _name(path)]
+
+
+def check_arguments(path: Path, image_format: str) -> list[str]:
+    """Give the words of ``qemu-img check``, which repairs nothing."""
+    return ["check", "--output=json", "-f", image_format, _name(path)]
+
+
+def convert_arguments(
+    source: Path,
+    source_format: str,
+    target: Path,
+    target_format: DiskFormat,
+    *,
+    threads: int,
+    cache: str,
+) -> list[str]:
+    """Give the words of ``qemu-img convert``; ``cache`` is QEMU's cache mode of both files.
+
+    It may write out of order: the target is of no use before it is whole.
+    """
+    words = ["convert", "-p", "-W", "-m", str(threads), "-t", cache, "-T", cache]
+    words += ["-f", source_format, "-O", target_format.value]
+    return [*words, _name(source), _name(target)]
+
+
+def create_overlay_arguments(
+    target: Path, *, base: Path, base_format: DiskFormat, size: int, options: str
+) -> list[str]:
+    """Give the words of ``qemu-img create`` for a qcow2 on a base."""
+    words = ["create", "-q", "-f", "qcow2", "-b", _name(base), "-F", base_format.value]
+    return [*words, *_options(options), _name(target), str(size)]
+
+
+def create_arguments(
+    target: Path, disk_format: DiskFormat, *, size: int, options: str
+) -> list[str]:
+    """Give the words of ``qemu-img create`` for a blank disk."""
+    return ["create", "-q", "-f", disk_format.value, *_options(options), _name(target), str(size)]
+
+
+def resize_arguments(path: Path, image_format: DiskFormat, size: int) -> list[str]:
+    """Give the words of ``qemu-img resize``; without ``--shrink``, so it refuses to cut."""
+    return ["resize", "-q", "-f", image_format.value, _name(path), str(size)]
+
+
+def longest_file(max_bytes: int, target_format: DiskFormat) -> int:
+    """Give the length that the file of a disk of ``max_bytes`` cannot exceed."""
+    if target_format is DiskFormat.RAW:
+        return max_bytes + _RAW_SLACK
+    return max_bytes + max_bytes // _QCOW2_OVERHEAD + _QCOW2_SLACK
+
+
+def parse_info(output: bytes) -> QemuImgInfo:
+    """Read the JSON of ``qemu-img info``. Raises: QemuImgError where it is not what it was."""
+    found = _json("info", output)
+    specific = found.get("format-specific")
+    data = specific.get("data", {}) if isinstance(specific, dict) else {}
+    try:
+        return QemuImgInfo(
+            virtual_size=int(found["virtual-size"]),
+            actual_size=int(found.get("actual-size", 0)),
+            backing_file=found.get("backing-filename"),
+            backing_format=found.get("backing-filename-format"),
+            data_file=data.get("data-file"),
+            encrypted=bool(found.get("encrypted", False)),
+            corrupt=bool(data.get("corrupt", False)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise QemuImgError("qemu-img info: its answer cannot be read") from error
+
+
+def _json(command: str, output: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(output)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise QemuImgError(f"qemu-img {command}: its answer cannot be read")
+    return value
+
+
+def _options(options: str) -> list[str]:
+    return ["-o", options] if options else []
+
+
+def _name(path: Path) -> str:
+    if not path.is_absolute():
+        raise ValueError(f"{path} is not an absolute path")
+    return str(path)
+
+
+def _error(command: str, completed: Completed) -> QemuImgError:
+    words = completed.last_words.removeprefix("qemu-img: ")
+    return QemuImgError(f"qemu-img {command}: {words}", no_space=completed.no_space)

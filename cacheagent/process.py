@@ -1,0 +1,183 @@
+"""Programs of the host, run under limits: with nothing inherited, and never left behind.
+
+The limits are set by prlimit(1), and setpriv(1) has the kernel kill the program when the daemon
+goes, however it goes; both replace themselves by the program, so its process id stays the same.
+A ``preexec_fn`` could do that without them, but is not safe in a process with threads. Both are
+part of util-linux, on which Debian cannot do without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+import resource
+import signal
+from asyncio.subprocess import DEVNULL, PIPE
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cacheagent.errors import ProgramMissingError
+
+if TYPE_CHECKING:
+    from asyncio import StreamReader
+    from asyncio.subprocess import Process
+    from collections.abc import Callable, Mapping, Sequence
+
+# Tools that make file systems lie in sbin, which the PATH of a user may lack. glibc gives each
+# thread an arena of 64 MiB of address space, which would count against the limit of memory.
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C",
+    "MALLOC_ARENA_MAX": "2",
+}
+"""All that a program finds in its environment."""
+
+STDOUT_LIMIT: Final = 4 << 20
+"""Bytes of output that are kept; what goes beyond is read and dropped."""
+
+STDERR_LIMIT: Final = 4096
+"""Bytes that are kept of the end of what the program complained about."""
+
+_OPEN_FILES = 256
+_CPU_GRACE = 5
+_CHUNK = 65536
+_NOT_FOUND = 127
+_LIMIT_SIGNALS: Final[Mapping[int, str]] = {
+    signal.SIGXCPU: "was stopped by its limit of CPU time",
+    signal.SIGXFSZ: "was stopped by its limit on the size of a file",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a program may use: CPU seconds, bytes of address space, bytes of any one file.
+
+    None stands for no limit. Files are limited when written to; a pipe is no file here.
+    """
+
+    cpu_seconds: float | None = None
+    memory: int | None = None
+    file_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """How a program ended: its status (negative: the signal that killed it) and its words."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def last_words(self) -> str:
+        """Why it failed, in one line: the limit or signal that killed it, or its complaint."""
+        if self.returncode < 0:
+            ended = _LIMIT_SIGNALS.get(-self.returncode)
+            return ended or f"was killed by {signal.Signals(-self.returncode).name}"
+        complaint = "; ".join(line.strip() for line in self.stderr.splitlines() if line.strip())
+        return complaint or f"ended with status {self.returncode}"
+
+    @property
+    def no_space(self) -> bool:
+        """Whether it complained that the file system is full, or the quota used up."""
+        return any(os.strerror(code) in self.stderr for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+async def run_limited(
+    argv: Sequence[str],
+    *,
+    limits: Limits,
+    on_stdout: Callable[[bytes], None] | None = None,
+) -> Completed:
+    """Run a program to its end, whatever its status, and give its last words.
+
+    It gets a session of its own, no input and ``ENVIRONMENT``. With ``on_stdout`` its output is
+    handed over as it comes, and not kept. When the caller is cancelled, or ``on_stdout`` raises,
+    the program and its children are killed, and it has ended when this raises.
+
+    Raises: ProgramMissingError where ``argv[0]`` is not installed.
+    """
+    process = await _start([*_prefix(limits), *argv])
+    try:
+        stdout, stderr, returncode = await _attend(process, on_stdout)
+    finally:
+        await _end(process)
+    if returncode == _NOT_FOUND and stderr.startswith((b"prlimit:", b"setpriv:")):
+        raise ProgramMissingError(f"{argv[0]} is not installed")
+    words = stderr.decode(errors="replace")
+    return Completed(returncode=returncode, stdout=stdout, stderr=words)
+
+
+def _prefix(limits: Limits) -> list[str]:
+    words = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit", "--core=0"]
+    words.append(_limit("nofile", resource.RLIMIT_NOFILE, _OPEN_FILES))
+    if limits.cpu_seconds is not None:
+        seconds = math.ceil(limits.cpu_seconds)
+        words.append(_limit("cpu", resource.RLIMIT_CPU, seconds, grace=_CPU_GRACE))
+    if limits.memory is not None:
+        words.append(_limit("as", resource.RLIMIT_AS, limits.memory))
+    if limits.file_size is not None:
+        words.append(_limit("fsize", resource.RLIMIT_FSIZE, limits.file_size))
+    return [*words, "--"]
+
+
+def _limit(name: str, kind: int, value: int, *, grace: int = 0) -> str:
+    # Without privileges no limit can be raised beyond the hard one that the daemon has itself.
+    _, most = resource.getrlimit(kind)
+    soft, hard = (
+        wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        for wanted in (value, value + grace)
+    )
+    return f"--{name}={soft}:{hard}"
+
+
+async def _start(argv: Sequence[str]) -> Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            cwd="/",
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise ProgramMissingError(f"{argv[0]} is not installed (util-linux)") from error
+
+
+async def _attend(
+    process: Process, on_stdout: Callable[[bytes], None] | None
+) -> tuple[bytes, bytes, int]:
+    kept, complaints = bytearray(), bytearray()
+
+    def keep(data: bytes) -> None:
+        kept.extend(data[: STDOUT_LIMIT - len(kept)])
+
+    def keep_end(data: bytes) -> None:
+        complaints.extend(data)
+        del complaints[:-STDERR_LIMIT]
+
+    _, _, returncode = await asyncio.gather(
+        _drain(process.stdout, on_stdout or keep),
+        _drain(process.stderr, keep_end),
+        process.wait(),
+    )
+    return bytes(kept), bytes(complaints), returncode
+
+
+async def _drain(stream: StreamReader | None, take: Callable[[bytes], None]) -> None:
+    while stream is not None and (data := await stream.read(_CHUNK)):
+        take(data)
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    # A session of its own makes it the leader of a group that its children belong to as well.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
