@@ -67,7 +67,7 @@ class Inspection:
         formats, failures, sizes = set(seen.formats), list(seen.failures), [seen.virtual_size]
         for name, inspector in self._inspectors.items():
             inspector.finish()
-            if not _matches(inspector):
+            if not (name in seen.formats or _matches(inspector)):
                 continue
             formats.add(name)
             failures += self._examine(name, inspector)

@@ -49,6 +49,7 @@ _QCOW2_CORRUPT = 1 << 1
 _QCOW2_CLUSTER_BITS = range(9, 22)
 _QCOW2_MAX_REFCOUNT_ORDER = 6
 _VHD_FIXED = 2
+_VHD_MAX_GEOMETRY = 65535 * 16 * 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,11 @@ def _is_text_descriptor(head: bytes) -> bool:
 
 def _vhd_size(footer: bytes) -> int:
     # Original size, current size and geometry: QEMU chooses by the creator, so the largest counts.
+    # The largest geometry only means that it cannot tell the size (block/vpc.c of QEMU).
     if len(footer) < _SECTOR:
         return 0
     original, current, cylinders, heads, sectors = struct.unpack_from(">QQHBB", footer, 40)
-    return int(max(original, current, cylinders * heads * sectors * _SECTOR))
+    geometry = cylinders * heads * sectors
+    if geometry == _VHD_MAX_GEOMETRY:
+        geometry = 0
+    return int(max(original, current, geometry * _SECTOR))

@@ -143,10 +143,12 @@ def test_a_dynamic_vhd_has_the_largest_size_that_it_states() -> None:
 
 
 def test_the_geometry_of_a_vhd_is_a_size_as_well() -> None:
-    """Cylinders, heads and sectors count where they make more than the sizes."""
+    """Cylinders, heads and sectors count, unless they say that the disk is larger than they can."""
     footer = bytearray(images.vhd_footer(512, kind=3))
     footer[56:60] = struct.pack(">HBB", 1000, 16, 63)
     assert seen(bytes(footer)).virtual_size == 1000 * 16 * 63 * 512
+    footer[56:60] = struct.pack(">HBB", 65535, 16, 255)
+    assert seen(bytes(footer)).virtual_size == 512
 
 
 def test_a_footer_of_another_kind_makes_no_fixed_vhd() -> None:
