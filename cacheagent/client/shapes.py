@@ -1,0 +1,136 @@
+"""The JSON of the API as types: what is asked for, and what comes back."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+DiskFormat = Literal["qcow2", "raw"]
+DiskMode = Literal["overlay", "full"]
+FileSystem = Literal["ext4", "xfs", "vfat", "swap"]
+
+
+class DiskWish(TypedDict, total=False):
+    """The disk that is wanted; what is left out, or None, is the daemon's default.
+
+    A disk without ``image_id`` is blank and needs ``size_bytes``; ``filesystem`` and ``label``
+    are for it alone.
+    """
+
+    image_id: str | None
+    size_bytes: int | None
+    format: DiskFormat | None
+    mode: DiskMode | None
+    filesystem: FileSystem | None
+    label: str | None
+
+
+class BaseShape(TypedDict):
+    """The base of a disk or of an image."""
+
+    base_id: str
+    path: str
+    format: str
+
+
+class DiskShape(TypedDict):
+    """A disk; its file is there to be opened once ``state`` is ``ready``."""
+
+    instance_id: str
+    name: str
+    state: Literal["pending", "ready", "failed"]
+    path: str
+    format: str
+    mode: str
+    virtual_size_bytes: int
+    image_id: str | None
+    base: BaseShape | None
+    cache: Literal["hit", "miss", "joined", "blank"]
+    created_at: str
+    operation: object
+    error: str | None
+
+
+class InstanceShape(TypedDict):
+    """An instance with its disks."""
+
+    instance_id: str
+    disks: list[DiskShape]
+
+
+class ProgressShape(TypedDict):
+    """How far an image has come."""
+
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: int
+    eta_seconds: int | None
+
+
+class UserShape(TypedDict):
+    """One reason why a base is in use."""
+
+    kind: str
+    instance_id: NotRequired[str]
+    name: NotRequired[str]
+    path: NotRequired[str]
+    detail: NotRequired[str]
+
+
+class ImageShape(TypedDict):
+    """An image that is cached or coming."""
+
+    image_id: str
+    name: str
+    state: Literal["queued", "downloading", "converting", "ready", "failed", "quarantined"]
+    base: BaseShape | None
+    size_bytes: int | None
+    virtual_size_bytes: int | None
+    allocated_bytes: int
+    disk_format: str | None
+    progress: ProgressShape | None
+    pinned: bool
+    in_use: bool
+    users: list[UserShape]
+    fetched_at: str | None
+    last_used_at: str | None
+    error: str | None
+
+
+class SpaceShape(TypedDict):
+    """The file system of the cache, and the cache's share of it."""
+
+    size_bytes: int
+    used_bytes: int
+    free_bytes: int
+    cache_bytes: int
+    reserved_bytes: int
+    high_watermark_bytes: int
+    low_watermark_bytes: int
+    min_free_bytes: int
+
+
+class LoopShape(TypedDict):
+    """A background loop."""
+
+    last_run_at: str | None
+
+
+class GlanceShape(TypedDict):
+    """Whether Glance answered when it was last asked."""
+
+    reachable: bool | None
+    checked_at: str | None
+
+
+class StatusShape(TypedDict):
+    """The agent at a glance."""
+
+    version: str
+    started_at: str
+    uptime_seconds: float
+    ready: bool
+    stopping: bool
+    space: SpaceShape
+    counts: dict[str, int]
+    loops: dict[str, LoopShape]
+    glance: GlanceShape
