@@ -10,15 +10,16 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacheagent.errors import NotQcow2Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _MAGIC = b"QFI\xfb"
 _VERSION_2 = struct.Struct(">4sIQIIQ")
@@ -65,6 +66,36 @@ def read_header(path: Path, *, follow_symlinks: bool = True) -> Qcow2Header:
             return _read(fd)
         except ValueError as error:
             raise NotQcow2Error(f"{path} {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlays:
+    """The overlays below a folder, with the names of their backing files, and what hid some."""
+
+    backing_files: Mapping[Path, str]
+    doubts: tuple[OSError, ...]
+
+
+def overlays_below(folder: Path) -> Overlays:
+    """Read the headers of all files below ``folder``. For threads: it reads the whole tree.
+
+    A file or a folder that goes meanwhile is no doubt; ``folder`` itself may not be missing.
+    """
+    backing_files: dict[Path, str] = {}
+    doubts: list[OSError] = []
+    for where, _, names in os.walk(folder, onerror=doubts.append):
+        for path in (Path(where, name) for name in names):
+            try:
+                backing_file = read_header(path).backing_file
+            except NotQcow2Error:
+                continue
+            except OSError as error:
+                doubts.append(error)
+                continue
+            if backing_file is not None:
+                backing_files[path] = backing_file
+    real = (d for d in doubts if not isinstance(d, FileNotFoundError) or d.filename == str(folder))
+    return Overlays(backing_files=backing_files, doubts=tuple(real))
 
 
 @contextmanager

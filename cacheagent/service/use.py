@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import locks, qcow2
-from cacheagent.errors import NotQcow2Error
 from cacheagent.model import User, UserKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from cacheagent.model import Base
     from cacheagent.service.parts import Parts
@@ -54,7 +53,7 @@ class Use:
         return (*recorded, *(user for user in found if user.path not in known))
 
     def _look(self, base: Path) -> tuple[User, ...]:
-        users = [user for folder in self._folders for user in _overlays(folder, base)]
+        users = [user for folder in self._folders for user in _overlay_users(folder, base)]
         try:
             if locks.in_use(base):
                 users.append(User(kind=UserKind.QEMU, path=base))
@@ -63,25 +62,14 @@ class Use:
         return tuple(users)
 
 
-def _overlays(folder: Path, base: Path) -> Iterator[User]:
-    """Find the files below ``folder`` that name ``base``, and those that keep their secret."""
-    doubts: list[OSError] = []
-    for where, _, names in os.walk(folder, onerror=doubts.append):
-        for path in (Path(where, name) for name in names):
-            try:
-                backing = qcow2.read_header(path).backing_file
-            except (NotQcow2Error, FileNotFoundError):
-                continue
-            except OSError as error:
-                doubts.append(error)
-                continue
-            if backing is not None and _may_mean(backing, path, base):
-                yield User(kind=UserKind.OVERLAY, path=path)
-    for doubt in doubts:
-        # A folder of an instance may go while it is read; the folder that we were told to
-        # look at may not, it may be a mount that is missing.
-        if not isinstance(doubt, FileNotFoundError) or doubt.filename == str(folder):
-            yield User(kind=UserKind.OVERLAY, path=folder, detail=f"cannot be read: {doubt}")
+def _overlay_users(folder: Path, base: Path) -> Iterator[User]:
+    """Give the overlays below ``folder`` that may name ``base``, and the doubts about others."""
+    overlays = qcow2.overlays_below(folder)
+    for path, backing_file in overlays.backing_files.items():
+        if _may_mean(backing_file, path, base):
+            yield User(kind=UserKind.OVERLAY, path=path)
+    for doubt in overlays.doubts:
+        yield User(kind=UserKind.OVERLAY, path=folder, detail=f"cannot be read: {doubt}")
 
 
 def _may_mean(backing: str, overlay: Path, base: Path) -> bool:

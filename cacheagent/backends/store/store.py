@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files, manifest
+from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from cacheagent.backends.store.manifest import Manifest
     from cacheagent.model import BaseId, DiskKey, GlanceImage, ImageId, SpaceUsage
+    from cacheagent.policy.inventory import Listing
     from cacheagent.policy.layout import Layout
 
 T = TypeVar("T")
@@ -109,6 +111,14 @@ class Store:
     async def allocated(self, path: Path) -> int:
         """Count the bytes that a file of ours takes on its file system."""
         return await self.run(files.allocated, path)
+
+    async def listing(self) -> Listing:
+        """List what lies in our folders."""
+        return await self.run(list_folders, self.layout)
+
+    async def read_manifest(self, base_id: BaseId, disk_format: DiskFormat) -> Manifest | None:
+        """Read the manifest of a base; None where there is none that is any use."""
+        return await self.run(_read_manifest, self.layout.manifest(base_id, disk_format))
 
     # --- ingests ---------------------------------------------------------------------------
 
@@ -312,3 +322,11 @@ def _allocated_in(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += files.allocated(path)
     return total
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    try:
+        with files.open_fd(path, os.O_RDONLY) as fd:
+            return manifest.load(os.read(fd, os.fstat(fd).st_size))
+    except OSError:
+        return None

@@ -1,0 +1,33 @@
+"""The reconciler: files and catalog agree before anybody is served."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from cacheagent.policy.drift import DriftPlan
+    from cacheagent.service.reconcile import Reconcile
+
+
+class Reconciler:
+    """Runs the reconciliation; ``last_runs`` is told when."""
+
+    def __init__(
+        self, reconcile: Reconcile, last_runs: MutableMapping[str, datetime | None]
+    ) -> None:
+        self._reconcile = reconcile
+        self._last_runs = last_runs
+        last_runs["reconciler"] = None
+
+    async def start(self) -> None:
+        """Run once, before the first request."""
+        await self.run_once(datetime.now(UTC))
+
+    async def run_once(self, now: datetime) -> DriftPlan:
+        """Compare files and catalog, mend the difference, and give what was done."""
+        plan = await self._reconcile.run(now)
+        self._last_runs["reconciler"] = now
+        return plan
