@@ -31,7 +31,7 @@ LABEL_LENGTHS = {
     FileSystem.EXT4: 16,
     FileSystem.XFS: 12,
     FileSystem.VFAT: 11,
-    FileSystem.SWAP: 16,
+    FileSystem.SWAP: 15,
 }
 """The longest label of each file system: mke2fs(8), mkfs.xfs(8), mkfs.fat(8), mkswap(8)."""
 

@@ -22,8 +22,12 @@ class Background:
         self._group = group
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Coroutine[object, object, object], what: str) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[object, object, object], what: str) -> None:
         """Run ``work`` beside the requests; ``what`` says in the log what it was."""
+        self._tasks.add(self.task(work, what))
+
+    def task(self, work: Coroutine[object, object, object], what: str) -> asyncio.Task[None]:
+        """Do the same, and give the task to somebody who may want to end it."""
         task = self._group.create_task(self._guarded(work, what), name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

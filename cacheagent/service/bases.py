@@ -203,7 +203,7 @@ class Bases:
 
     async def _link(self, image: GlanceImage, base: Base) -> Ensured:
         """Let the image stand for a base of equal content, if that is what it says it is."""
-        admission.admit_alias(image, base, self._rules())
+        admission.admit_alias(image, base.source_format, base.virtual_size, self._rules())
         await self._catalog.link_image(image, base.base_id, datetime.now(UTC))
         images = await self._catalog.images_of(base.base_id)
         known = tuple(cached.image for cached in images)

@@ -93,7 +93,7 @@ class Disks:
     async def _begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> DiskView:
         disk = _pending(key, spec)
         await self._catalog.begin_disk(disk)
-        task = self._background.start(self._finish(key, spec, caller), "creation of a disk")
+        task = self._background.task(self._finish(key, spec, caller), "creation of a disk")
         self._begun[key] = task
         task.add_done_callback(lambda _: self._begun.pop(key, None))
         return await self._view(disk)

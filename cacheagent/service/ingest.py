@@ -20,7 +20,6 @@ from cacheagent.errors import (
 )
 from cacheagent.model import Base, BaseState, DiskFormat, IngestPhase
 from cacheagent.policy import admission
-from cacheagent.policy.admission import SourceFormat
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.pipeline import Pipeline
 from cacheagent.service.proof import Proof, Proven
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from cacheagent.backends.store import Part
     from cacheagent.model import Caller, GlanceImage
-    from cacheagent.policy.admission import ImageRules
+    from cacheagent.policy.admission import ImageRules, SourceFormat
     from cacheagent.service.meter import Meter
     from cacheagent.service.parts import Parts
     from cacheagent.service.room import Reservation
@@ -132,35 +131,39 @@ class Ingest:
         part = self._store.layout.part(image.image_id)
         target_format = admission.target_format(source_format, rules)
         try:
-            if source_format is SourceFormat.QCOW2:
-                await self._qemu.check(part, source_format)
+            size = await self._look_again(part, source_format, rules)
             if not admission.needs_conversion(source_format, rules):
                 return part, target_format
-            info = await self._qemu.info(part, source_format)
-            admission.admit_opened(
-                virtual_size=info.virtual_size,
-                backing_file=info.backing_file,
-                data_file=info.data_file,
-                encrypted=info.encrypted,
-                corrupt=info.corrupt,
-                rules=rules,
-            )
             target = self._store.layout.conversion(image.image_id, target_format)
             await self._store.remove([target])
-            meter.enter(IngestPhase.CONVERTING, info.virtual_size)
+            meter.enter(IngestPhase.CONVERTING, size)
             await self._qemu.convert(
                 part,
                 source_format,
                 target,
                 target_format,
-                max_bytes=rules.max_virtual_size,
-                on_progress=lambda fraction: meter.reach(int(info.virtual_size * fraction)),
+                max_bytes=size,
+                on_progress=lambda fraction: meter.reach(int(size * fraction)),
             )
         except QemuImgError as error:
             if error.no_space:
                 raise
             raise ImageUnacceptableError("conversion", str(error)) from error
         return target, target_format
+
+    async def _look_again(self, part: Path, source_format: SourceFormat, rules: ImageRules) -> int:
+        """Let qemu-img look at what the inspection has let in; give its virtual size."""
+        info = await self._qemu.info(part, source_format)
+        admission.admit_opened(
+            virtual_size=info.virtual_size,
+            backing_file=info.backing_file,
+            data_file=info.data_file,
+            encrypted=info.encrypted,
+            corrupt=info.corrupt,
+            rules=rules,
+        )
+        await self._qemu.check(part, source_format)
+        return info.virtual_size
 
     async def _describe(
         self,

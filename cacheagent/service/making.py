@@ -106,7 +106,8 @@ class Making:
         """Make a file system in a raw file, since its tools know no other format."""
         raw = await self._store.begin_disk(key, DiskFormat.RAW)
         await self._store.make_hole(raw, size)
-        await mkfs.make_filesystem(raw, filesystem, label)
+        async with self._room.conversion(0):
+            await mkfs.make_filesystem(raw, filesystem, label)
         if disk_format is DiskFormat.QCOW2:
             making = await self._store.begin_disk(key, DiskFormat.QCOW2)
             async with self._room.conversion(await self._store.allocated(raw)):

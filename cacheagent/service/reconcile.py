@@ -44,7 +44,7 @@ class Reconcile:
             images=tuple(await self._catalog.images()),
             disks=tuple(await self._catalog.disks()),
         )
-        plan = diff(catalog, await self._files(), now)
+        plan = diff(self._store.layout, catalog, await self._files(), now)
         await self._mend_rows(plan)
         await self._adopt(plan)
         await self._store.remove(plan.remove_files)

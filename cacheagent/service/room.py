@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from cacheagent.errors import InsufficientSpaceError, QemuImgError
+from cacheagent.errors import InsufficientSpaceError, MkfsError, QemuImgError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -61,16 +61,16 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def conversion(self, size: int) -> AsyncIterator[Reservation]:
-        """Set ``size`` bytes aside for what qemu-img is about to write.
+        """Set ``size`` bytes aside for what a program is about to write.
 
         Raises:
-            InsufficientSpaceError: as ``reserve``, or because qemu-img found the disk full.
+            InsufficientSpaceError: as ``reserve``, or because the program found the disk full.
 
         """
         async with self.reserve(size) as reservation:
             try:
                 yield reservation
-            except QemuImgError as error:
+            except (QemuImgError, MkfsError) as error:
                 if not error.no_space:
                     raise
                 available = (await self._usage()).available

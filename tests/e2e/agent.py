@@ -134,7 +134,9 @@ class Agent:
     async def close(self) -> None:
         """Kill the daemon if the test has left it running."""
         if self._process is not None and self._session is None:
-            self._process.kill()
+            # One that could not start has gone by itself.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
             await self._process.wait()
         elif self._process is not None:
             await self._end(signal.SIGKILL)
