@@ -47,7 +47,7 @@ install_packages() { # PACKAGE...
     say "installing $*"
     update_lists "$reason"
     as_root "$reason" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "$@" >&2
+        apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "$@" >/dev/null
 }
 
 need() { # PROGRAM:PACKAGE...
