@@ -57,9 +57,8 @@ class Address:
 
     def unreachable(self, error: Exception) -> DaemonUnreachableError:
         """Say that no daemon answers here, and why."""
-        return DaemonUnreachableError(
-            f"no daemon answers at {self.text}: {str(error) or repr(error)}"
-        )
+        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return DaemonUnreachableError(f"no daemon answers at {self.text}: {told or repr(error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

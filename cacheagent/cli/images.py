@@ -1,0 +1,132 @@
+"""Commands about images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cacheagent.cli.names import find_image
+from cacheagent.cli.progress import with_bar
+from cacheagent.cli.settings import Settings, client_options, pass_settings
+from cacheagent.cli.text import print_facts, print_rows
+from cacheagent.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cacheagent.client import AsyncClient
+    from cacheagent.client.shapes import ImageShape, UserShape
+
+
+@click.group()
+@client_options
+def image() -> None:
+    """Look at the cached images, bring them in, evict them."""
+
+
+@image.command("list")
+@client_options
+@pass_settings
+def list_images(settings: Settings) -> None:
+    """List the images that are cached or coming."""
+    settings.show(settings.ask(lambda client: client.images()), _print_images)
+
+
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def show(settings: Settings, image: str) -> None:
+    """Show one image, with its progress and its users. IMAGE is an id or a unique name."""
+
+    async def work(client: AsyncClient) -> ImageShape:
+        return await client.image(await find_image(client, image))
+
+    settings.show(settings.ask(work), _print_image)
+
+
+@image.command()
+@click.argument("image")
+@click.option("--pin", is_flag=True, help="Keep it until it is unpinned.")
+@click.option("--wait/--no-wait", default=True, help="Wait until it is here.  [default: wait]")
+@client_options
+@pass_settings
+def pull(settings: Settings, image: str, *, pin: bool, wait: bool) -> None:
+    """Bring an image in before it is needed. IMAGE is an id, or the name of one that is coming."""
+
+    async def work(client: AsyncClient) -> ImageShape:
+        image_id = await find_image(client, image)
+        return await with_bar(client, image_id, client.pull(image_id, pin=pin, wait=wait))
+
+    settings.show(settings.ask(work), _print_image)
+
+
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def evict(settings: Settings, image: str) -> None:
+    """Evict the base of an image now. IMAGE is an id or a unique name."""
+
+    async def work(client: AsyncClient) -> None:
+        await client.evict(await find_image(client, image))
+
+    settings.ask(work)
+
+
+def _size(size: int | None) -> str | None:
+    return None if size is None else format_size(size)
+
+
+def _state(image: ImageShape) -> str:
+    progress = image["progress"]
+    if progress is None or not progress["bytes_total"]:
+        return image["state"]
+    return f"{image['state']} {progress['bytes_done'] * 100 // progress['bytes_total']} %"
+
+
+def _print_images(images: list[ImageShape]) -> None:
+    print_rows(
+        ("IMAGE", "NAME", "STATE", "FORMAT", "SIZE", "ON DISK", "IN USE", "LAST USED"),
+        (
+            (
+                image["image_id"],
+                image["name"],
+                _state(image),
+                image["disk_format"],
+                _size(image["virtual_size_bytes"]),
+                _size(image["allocated_bytes"]),
+                "pinned" if image["pinned"] else "yes" if image["in_use"] else "no",
+                image["last_used_at"],
+            )
+            for image in images
+        ),
+    )
+
+
+def _print_image(image: ImageShape) -> None:
+    print_facts(_facts(image))
+
+
+def _facts(image: ImageShape) -> Iterator[tuple[str, object]]:
+    base = image["base"]
+    yield "image", image["image_id"]
+    yield "name", image["name"]
+    yield "state", _state(image)
+    yield "format", image["disk_format"]
+    yield "download", _size(image["size_bytes"])
+    yield "virtual size", _size(image["virtual_size_bytes"])
+    yield "on disk", _size(image["allocated_bytes"])
+    yield "base", base and base["path"]
+    yield "pinned", "yes" if image["pinned"] else "no"
+    yield "fetched", image["fetched_at"]
+    yield "last used", image["last_used_at"]
+    for user in image["users"]:
+        yield "used by", _user(user)
+    if image["error"]:
+        yield "error", image["error"]
+
+
+def _user(user: UserShape) -> str:
+    return " ".join(str(value) for value in user.values() if value is not None)

@@ -1,0 +1,63 @@
+"""Commands that serve, and the one that checks what would be served with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import click
+
+from cacheagent.config import load_config
+from cacheagent.configtypes import HostPort
+
+_PATH = click.Path(path_type=Path)
+
+
+def _listen(text: str) -> HostPort:
+    try:
+        return HostPort.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} {error}") from error
+
+
+@click.command()
+@click.option("--config", "path", type=_PATH, required=True, help="The configuration, in TOML.")
+def serve(path: Path) -> None:
+    """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
+    # A client command need not load what only the daemon needs.
+    from cacheagent import daemon  # noqa: PLC0415 -- see above
+
+    asyncio.run(daemon.run(load_config(path), path))
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=_PATH)
+def check_config(path: Path) -> None:
+    """Tell whether the daemon would start with this configuration; exit status 2 if not."""
+    config = load_config(path)
+    for key in config.without_effect():
+        click.echo(f"{key} has no effect in this version")
+    click.echo("OK")
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=_PATH)
+@click.option(
+    "--listen",
+    type=_listen,
+    metavar="HOST:PORT",
+    default="127.0.0.1:9292",
+    show_default=True,
+    help="Where to serve; port 0 = any free one.",
+)
+def imageserver(directory: Path, listen: HostPort) -> None:
+    """Serve the image files of DIR as a small Glance, without log-in."""
+    from cacheagent import imageserver  # noqa: PLC0415 -- as in `serve`
+
+    serving = imageserver.serve(
+        directory, listen.host, listen.port, ready=lambda url: click.echo(f"serving at {url}")
+    )
+    # Ctrl-C is how its user ends it.
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serving)
