@@ -22,7 +22,8 @@ LAYERS = (
     {"loops"},
     {"api"},
     {"daemon", "imageserver", "client"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 """The rooms of the package, from the lowest up: one imports from lower rooms, and from itself."""
 

@@ -1,0 +1,213 @@
+"""What the files in our folders are, as far as their names tell."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cacheagent.model import BaseId, DiskFormat, DiskKey, ImageId, InstanceId
+from cacheagent.policy.layout import (
+    parse_base_name,
+    parse_conversion_name,
+    parse_disk_file_name,
+    parse_instance_name,
+    parse_manifest_name,
+    parse_part_name,
+    parse_part_record_name,
+    parse_template_name,
+    parse_unfinished_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cacheagent.policy.layout import Layout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """The names in a folder: of regular files, and of all else, links included."""
+
+    files: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What lies in our folders; None stands for a folder that cannot be read.
+
+    ``instances`` has the folders in the instances folder, by name; ``instances_others`` is what
+    lies there beside them.
+    """
+
+    bases: Folder | None
+    ingest: Folder | None
+    templates: Folder | None
+    trash: Folder | None
+    instances: Mapping[str, Folder | None] | None
+    instances_others: frozenset[str] = frozenset()
+
+
+class LeftoverKind(enum.Enum):
+    """What a file of ours is that is neither a base nor a disk."""
+
+    PART = enum.auto()
+    CONVERSION = enum.auto()
+    MANIFEST = enum.auto()
+    TEMPLATE = enum.auto()
+    UNFINISHED = enum.auto()
+    TRASH = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """A file of ours, with what its name says: of which image, or of which base, in what format.
+
+    The record of a part is a ``PART`` as the part is. A template without a base has no
+    ``base_id``.
+    """
+
+    kind: LeftoverKind
+    path: Path
+    image_id: ImageId | None = None
+    base_id: BaseId | None = None
+    format: DiskFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What is ours by name, and the paths that are not.
+
+    ``bases_readable`` is False where nobody knows which bases there are, ``instance_folders``
+    None where nobody knows which instances there are; ``unreadable_instances`` are the folders
+    among them of which nobody knows what they hold.
+    """
+
+    bases_readable: bool
+    bases: tuple[tuple[BaseId, DiskFormat], ...]
+    instance_folders: frozenset[InstanceId] | None
+    unreadable_instances: frozenset[InstanceId]
+    disks: tuple[tuple[DiskKey, DiskFormat], ...]
+    leftovers: tuple[Leftover, ...]
+    unknown: tuple[Path, ...]
+
+
+def take(layout: Layout, listing: Listing) -> Inventory:
+    """Sort what lies in our folders by what the names say. Everything comes out in order."""
+    rest = _Rest()
+    bases = rest.sort(layout.bases, listing.bases, parse_base_name, _in_bases)
+    for path, folder, leftover in (
+        (layout.ingest, listing.ingest, _in_ingest),
+        (layout.templates, listing.templates, _in_templates),
+        (layout.trash, listing.trash, _in_trash),
+    ):
+        rest.sort(path, folder, _none, leftover)
+    rest.add_unknown(layout.instances_dir, listing.instances_others)
+    instances = _instances(layout, listing.instances or {}, rest)
+    disks = tuple(_disks(layout, instances, rest))
+    return Inventory(
+        bases_readable=listing.bases is not None,
+        bases=tuple(bases),
+        instance_folders=None if listing.instances is None else frozenset(instances),
+        unreadable_instances=frozenset(key for key, folder in instances.items() if folder is None),
+        disks=disks,
+        leftovers=tuple(rest.leftovers),
+        unknown=tuple(rest.unknown),
+    )
+
+
+class _Rest:
+    """Collects what is neither base nor disk: leftovers of ours, and what is unknown."""
+
+    def __init__(self) -> None:
+        self.leftovers: list[Leftover] = []
+        self.unknown: list[Path] = []
+
+    def sort(
+        self,
+        path: Path,
+        folder: Folder | None,
+        main: Callable[[str], T | None],
+        leftover: Callable[[Path], Leftover | None],
+    ) -> list[T]:
+        """Give what ``main`` takes as its own; note what ``leftover`` takes, and the rest."""
+        found = []
+        for name in sorted(folder.files) if folder else ():
+            final = parse_unfinished_name(name)
+            if (item := main(name)) is not None:
+                found.append(item)
+            elif (file := leftover(path / name)) is not None:
+                self.leftovers.append(file)
+            elif final is not None and (main(final) or leftover(path / final)):
+                self.leftovers.append(Leftover(kind=LeftoverKind.UNFINISHED, path=path / name))
+            else:
+                self.unknown.append(path / name)
+        self.add_unknown(path, folder.others if folder else ())
+        return found
+
+    def add_unknown(self, path: Path, names: Iterable[str]) -> None:
+        """Note what is not ours for sure."""
+        self.unknown.extend(path / name for name in sorted(names))
+
+
+def _instances(
+    layout: Layout, folders: Mapping[str, Folder | None], rest: _Rest
+) -> dict[InstanceId, Folder | None]:
+    instances = {}
+    for name, folder in sorted(folders.items(), key=itemgetter(0)):
+        instance_id = parse_instance_name(name)
+        if instance_id is None:
+            rest.add_unknown(layout.instances_dir, [name])
+        else:
+            instances[instance_id] = folder
+    return instances
+
+
+def _disks(
+    layout: Layout, instances: Mapping[InstanceId, Folder | None], rest: _Rest
+) -> Iterator[tuple[DiskKey, DiskFormat]]:
+    for instance_id, folder in instances.items():
+        path = layout.instance(instance_id)
+        for name, disk_format in rest.sort(path, folder, parse_disk_file_name, _none):
+            yield DiskKey(instance_id=instance_id, name=name), disk_format
+
+
+def _none(_: object) -> None:
+    """Take nothing: a room without bases and disks, or without leftovers."""
+
+
+def _in_bases(path: Path) -> Leftover | None:
+    described = parse_manifest_name(path.name)
+    if described is None:
+        return None
+    base_id, disk_format = described
+    return Leftover(kind=LeftoverKind.MANIFEST, path=path, base_id=base_id, format=disk_format)
+
+
+def _in_ingest(path: Path) -> Leftover | None:
+    if image_id := parse_part_name(path.name) or parse_part_record_name(path.name):
+        return Leftover(kind=LeftoverKind.PART, path=path, image_id=image_id)
+    if converted := parse_conversion_name(path.name):
+        return Leftover(kind=LeftoverKind.CONVERSION, path=path, image_id=converted[0])
+    return None
+
+
+def _in_templates(path: Path) -> Leftover | None:
+    template = parse_template_name(path.name)
+    if template is None:
+        return None
+    return Leftover(
+        kind=LeftoverKind.TEMPLATE, path=path, base_id=template.base_id, format=template.format
+    )
+
+
+def _in_trash(path: Path) -> Leftover | None:
+    if parse_base_name(path.name) or parse_manifest_name(path.name):
+        return Leftover(kind=LeftoverKind.TRASH, path=path)
+    return None
