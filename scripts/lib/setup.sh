@@ -11,7 +11,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 root=$PWD
 
 # Everything stays in the clone. Talking to ourselves needs no proxy.
-export PIP_CACHE_DIR=$root/.cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_CACHE_DIR=$root/.cache/pip XDG_CACHE_HOME=$root/.cache PIP_DISABLE_PIP_VERSION_CHECK=1
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 export NO_PROXY=$no_proxy
 
