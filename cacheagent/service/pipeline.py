@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.store import Block
@@ -57,7 +58,13 @@ class Pipeline:
     def _pass_on(self, block: Block) -> None:
         proved = self._proof.feed(block.view())
         written = self._part.write(block)
-        self._under_way.append((block, asyncio.gather(proved, written)))
+        done = asyncio.gather(proved, written)
+        done.add_done_callback(partial(self._passed, block.length))
+        self._under_way.append((block, done))
+
+    def _passed(self, length: int, done: asyncio.Future[tuple[None, None]]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._on_block(length)
 
     async def _empty_block(self) -> Block:
         return self._spare.pop() if self._spare else await self._oldest()
@@ -66,6 +73,5 @@ class Pipeline:
         block, done = self._under_way[0]
         await done
         self._under_way.popleft()
-        self._on_block(block.length)
         block.length = 0
         return block

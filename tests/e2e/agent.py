@@ -106,6 +106,7 @@ class Agent:
         finally:
             exited.cancel()
             said.cancel()
+            await asyncio.wait({exited, said})
 
     async def stop(self) -> int:
         """Ask the daemon to stop as the service manager would, and give its exit status."""
