@@ -15,7 +15,7 @@ export PIP_CACHE_DIR=$root/.cache/pip XDG_CACHE_HOME=$root/.cache PIP_DISABLE_PI
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 export NO_PROXY=$no_proxy
 
-say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+say() { printf '== %s\n' "$*" >&2; }
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
@@ -46,7 +46,7 @@ install_packages() { # PACKAGE...
     command -v apt-get >/dev/null || die "$reason, and there is no apt-get"
     say "installing $*"
     update_lists "$reason"
-    as_root "$reason" env DEBIAN_FRONTEND=noninteractive \
+    as_root "$reason" env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
         apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "$@" >/dev/null
 }
 
