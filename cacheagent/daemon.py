@@ -158,14 +158,10 @@ async def _stop(agent: Agent) -> None:
     await agent.background.stop()
 
 
-async def _open(
-    stack: contextlib.AsyncExitStack, live: Live, background: Background
-) -> Parts:
+async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Background) -> Parts:
     """Open every backend; the stack closes them in reverse."""
     config = live()
-    layout = Layout(
-        state_dir=config.storage.state_dir, instances_dir=config.storage.instances_dir
-    )
+    layout = Layout(state_dir=config.storage.state_dir, instances_dir=config.storage.instances_dir)
     group = await asyncio.to_thread(_group_id, config)
     store = Store(layout, group=group, disk_mode=config.storage.disk_mode)
     stack.push_async_callback(store.close)
@@ -271,9 +267,7 @@ async def _listen_for_metrics(
     await listen.listen_tcp(runner, config.metrics.listen, "metrics.listen")
 
 
-async def _listen(
-    stack: contextlib.AsyncExitStack, config: Config, agent: Agent
-) -> AppRunner:
+async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent) -> AppRunner:
     """Make the API reachable; on the way out, what is under way ends first."""
     api = config.api
     app = create_app(

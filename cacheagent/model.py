@@ -9,13 +9,11 @@ from __future__ import annotations
 import enum
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NewType
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import NewType
 
 ImageId = NewType("ImageId", str)
 InstanceId = NewType("InstanceId", str)

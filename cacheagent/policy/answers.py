@@ -103,7 +103,8 @@ def _refused(head: Head, message: str) -> GlanceRefusedError:
 
 def parse_content_range(text: str | None) -> ContentRange | None:
     """Read a Content-Range; None where there is none, or none that makes sense."""
-    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", (text or "").strip(), re.ASCII)
+    pattern = r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)"
+    match = re.fullmatch(pattern, (text or "").strip(), re.ASCII)
     if match is None:
         return None
     first, last = int(match[1]), int(match[2])
