@@ -315,11 +315,15 @@ async def _reload_when(asked: asyncio.Event, live: Live) -> None:
 
 async def _watch_file(path: Path, asked: asyncio.Event) -> None:
     """Ask for a reload whenever the file is written, or another one takes its name."""
-    async with await Watcher.open() as watcher:
-        await watcher.watch(path.parent)
-        async for event in watcher.events():
-            if event.path == path and event.kind in {FileEventKind.WRITTEN, FileEventKind.MOVED_IN}:
-                asked.set()
+    kinds = {FileEventKind.WRITTEN, FileEventKind.MOVED_IN}
+    try:
+        async with await Watcher.open() as watcher:
+            await watcher.watch(path.parent)
+            async for event in watcher.events():
+                if event.path == path and event.kind in kinds:
+                    asked.set()
+    except OSError as error:
+        _log.warning("the configuration is reloaded on SIGHUP only", why=str(error))
 
 
 def _group_id(config: Config) -> int | None:

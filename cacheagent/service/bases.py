@@ -22,6 +22,7 @@ from cacheagent.policy import admission
 from cacheagent.service.meter import Meter
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,15 @@ class Failure:
     at: datetime
 
 
+class _PersonalError(Exception):
+    """Carries a refusal, and the token that it holds for, to all who waited."""
+
+    def __init__(self, error: ProblemError, token: str | None) -> None:
+        self.error = error
+        self.token = token
+        super().__init__(str(error))
+
+
 class Bases:
     """Knows which bases are there, and brings those that are not."""
 
@@ -71,7 +81,6 @@ class Bases:
         self._ingest = ingest
         self._access = access
         self._flights: SingleFlight[ImageId, Ensured] = SingleFlight()
-        self._leaders: dict[ImageId, Caller] = {}
         self._meters: dict[ImageId, Meter] = {}
         self._failures: dict[ImageId, Failure] = {}
         self.locks: KeyLock[BaseId] = KeyLock()
@@ -85,15 +94,14 @@ class Bases:
         """
         await self._access.check(image_id, caller)
         while (ensured := await self.ready(image_id)) is None:
-            leader = self._leaders.setdefault(image_id, caller)
             try:
                 ensured, joined = await self._flights.run(
                     image_id, lambda: self._bring(image_id, caller)
                 )
-            except _PERSONAL:
+            except _PersonalError as refused:
                 # It ran with the token of somebody else, who may not have the image.
-                if leader.token == caller.token:
-                    raise
+                if refused.token == caller.token:
+                    raise refused.error from None
                 continue
             if not joined:
                 return ensured
@@ -166,12 +174,14 @@ class Bases:
         except ProblemError as error:
             reason = error.word
             await self._give_up(image_id, error)
+            if isinstance(error, _PERSONAL):
+                raise _PersonalError(error, caller.token) from error
             raise
         except Exception:
             reason = "internal"
             raise
         finally:
-            del self._meters[image_id], self._leaders[image_id]
+            del self._meters[image_id]
             if reason:
                 self._metrics.download_failures_total.labels(reason=reason).inc()
         return ensured
@@ -184,12 +194,12 @@ class Bases:
                     self._ingest.make(image, caller, meter) as made,
                     self.locks.hold(made.manifest.base.base_id),
                 ):
-                    return await self._publish(image, made)
+                    return await uninterrupted(self._publish(image, made))
             async with self.locks.hold(image.digest.base_id):
                 if (base := await self._here(image.digest.base_id)) is not None:
                     return await self._link(image, base)
                 async with self._ingest.make(image, caller, meter) as made:
-                    return await self._publish(image, made)
+                    return await uninterrupted(self._publish(image, made))
         except ProblemError as error:
             self._remember(image, error)
             raise

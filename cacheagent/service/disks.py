@@ -25,6 +25,7 @@ from cacheagent.model import (
 )
 from cacheagent.policy.sizing import disk_size, whole_sectors
 from cacheagent.sync.keylock import KeyLock
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ class Disks:
             try:
                 disk = await self._create(key, spec, caller)
             except BaseException:
-                await self._catalog.remove_disk(key, datetime.now(UTC))
+                await self._forget_intent(key)
                 raise
             return await self._view(disk), True
 
@@ -116,10 +117,14 @@ class Disks:
             task.cancel()
             await asyncio.wait({task})
         async with self._locks.hold(key):
-            disk = await self._catalog.disk(key)
-            if disk is not None:
-                await self._store.remove_disk(key, disk.format)
-                await self._catalog.remove_disk(key, datetime.now(UTC))
+            await uninterrupted(self._remove(key))
+
+    async def _remove(self, key: DiskKey) -> None:
+        """Remove the file, then the row: a crash in between leaves a row that goes at the start."""
+        disk = await self._catalog.disk(key)
+        if disk is not None:
+            await self._store.remove_disk(key, disk.format)
+            await self._catalog.remove_disk(key, datetime.now(UTC))
 
     async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
         """Give every instance with its disks."""
@@ -207,18 +212,31 @@ class Disks:
                 break
             # The base was evicted after it was found, and before the intent to use it stood.
         with self._seconds.labels(mode=spec.mode).time():
-            base = None if ensured is None else ensured.base
-            try:
-                await self._making.make(key, spec, disk.virtual_size, base)
-            except FileExistsError as error:
-                path = str(self._store.layout.disk(key, spec.format))
-                raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
-            try:
-                now = datetime.now(UTC)
-                return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
-            except BaseException:
-                await self._store.remove_disk(key, spec.format)
-                raise
+            # From here on it takes milliseconds: who goes away now finds the disk made.
+            return await uninterrupted(self._make(disk, spec, ensured))
+
+    async def _make(self, disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
+        """Make the file of a disk whose intent stands, and write down that it is there."""
+        base = None if ensured is None else ensured.base
+        try:
+            await self._making.make(disk.key, spec, disk.virtual_size, base)
+        except FileExistsError as error:
+            path = str(self._store.layout.disk(disk.key, spec.format))
+            raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
+        now = datetime.now(UTC)
+        try:
+            return await self._catalog.finish_disk(
+                disk.key, virtual_size=disk.virtual_size, now=now
+            )
+        except BaseException:
+            await self._store.remove_disk(disk.key, spec.format)
+            raise
+
+    async def _forget_intent(self, key: DiskKey) -> None:
+        """Drop the row of a disk that was not made after all."""
+        disk = await self._catalog.disk(key)
+        if disk is not None and disk.state is DiskState.PENDING:
+            await self._catalog.remove_disk(key, datetime.now(UTC))
 
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
         return None if spec.image_id is None else await self._bases.ensure(spec.image_id, caller)

@@ -9,6 +9,7 @@ import structlog
 
 from cacheagent.errors import BaseInUseError, ImageNotFoundError, ProblemError
 from cacheagent.model import BaseState, CachedImage, ImageState, ImageView, User, UserKind
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +118,7 @@ class Images:
             await self._catalog.forget_image(image_id)
             return
         async with self._bases.locks.hold(cached.base_id):
-            await self._evict(image_id, cached.base_id)
+            await uninterrupted(self._evict(image_id, cached.base_id))
 
     async def _evict(self, image_id: ImageId, base_id: BaseId) -> None:
         """Prove the base unused, then let it go in steps that a restart can finish."""

@@ -44,8 +44,7 @@ class Making:
             else:
                 await self._blank(key, spec.format, size)
         except BaseException:
-            layout = self._store.layout
-            await self._store.remove(layout.unfinished_disk(key, fmt) for fmt in DiskFormat)
+            await self._store.abandon_disk(key)
             raise
 
     async def _overlay(self, key: DiskKey, size: int, base: Base) -> None:

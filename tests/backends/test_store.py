@@ -119,6 +119,7 @@ async def test_disk_never_replaces_a_file_that_is_there(store: Store, tmp_path: 
     source.write_bytes(b"template")
     with pytest.raises(FileExistsError):
         await store.clone_disk(source, key, DiskFormat.QCOW2)
+    await store.abandon_disk(key)
     assert path.read_bytes() == b"somebody's"
     assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cacheagent.errors import CatalogError, InsufficientSpaceError
 from cacheagent.policy.layout import broken
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -115,12 +116,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 async def _finish(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    future = asyncio.get_running_loop().run_in_executor(executor, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait({future})
-        raise
+    return await uninterrupted(asyncio.get_running_loop().run_in_executor(executor, work))
 
 
 @contextmanager

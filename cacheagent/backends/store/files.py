@@ -91,12 +91,11 @@ def move(source: Path, target: Path) -> None:
 
 
 def clone(source: Path, target: Path) -> None:
-    """Make ``target``, which must not exist, a copy of ``source``: shared extents or equal bytes.
+    """Make ``target``, an empty file, a copy of ``source``: shared extents or equal bytes.
 
-    Holes stay holes. The data is on the device when this returns, the name is not.
+    Holes stay holes. The data is on the device when this returns.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with open_fd(source, os.O_RDONLY) as reader, open_fd(target, flags) as writer:
+    with open_fd(source, os.O_RDONLY) as reader, open_fd(target, os.O_WRONLY) as writer:
         try:
             fcntl.ioctl(writer, FICLONE, reader)
         except OSError as error:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from cacheagent.backends.store.part import Part
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import parse_template_name, unfinished
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,12 +48,14 @@ class Store:
         self._group = -1 if group is None else group
         self._disk_mode = disk_mode
         self._threads = ThreadPoolExecutor(THREADS, "store")
+        # Between the making of a folder and that of its first file, nobody removes the folder.
+        self._folders = threading.Lock()
         self._lock_fd: int | None = None
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Run ``work`` in one of the store's threads."""
+        """Run ``work`` in one of the store's threads; who is cancelled waits for its end."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, work, *arguments)
+        return await uninterrupted(loop.run_in_executor(self._threads, work, *arguments))
 
     # --- the folders -----------------------------------------------------------------------
 
@@ -75,7 +79,8 @@ class Store:
             layout.quarantine,
             layout.instances_dir,
         ):
-            self._make_folder(folder)
+            if self._make_folder(folder):
+                files.sync_folder(folder.parent)
         fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,18 +96,16 @@ class Store:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make the folder durably; one that is there keeps the rights that somebody gave it."""
+    def _make_folder(self, folder: Path) -> bool:
+        """Make the folder; one that is there keeps the rights that somebody gave it."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.mkdir(FOLDER_MODE)
         except FileExistsError:
-            return
-        except FileNotFoundError:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(FOLDER_MODE)
+            return False
         os.chown(folder, -1, self._group)
         folder.chmod(FOLDER_MODE)
-        files.sync_folder(folder.parent)
+        return True
 
     async def usage(self) -> SpaceUsage:
         """Measure the file system that the bases lie on."""
@@ -216,33 +219,35 @@ class Store:
         await self.run(files.move, unfinished(template), template)
 
     async def begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
-        """Make the folder of the instance; give the name that the disk has while it is made."""
+        """Make the empty file that becomes the disk, and give its unfinished name."""
         return await self.run(self._begin_disk, key, disk_format)
 
     def _begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
-        self._make_folder(self.layout.instance(key.instance_id))
+        folder = self.layout.instance(key.instance_id)
         making = self.layout.unfinished_disk(key, disk_format)
-        making.unlink(missing_ok=True)
+        with self._folders:
+            new = self._make_folder(folder)
+            making.unlink(missing_ok=True)
+            with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL):
+                pass
+        if new:
+            files.sync_folder(folder.parent)
         return making
 
     async def clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Make the disk a copy of ``source``, and give its path.
 
         Raises:
-            InsufficientSpaceError: the file system is full; nothing is left behind.
+            InsufficientSpaceError: the file system is full.
+            FileExistsError: as ``finish_disk``.
 
         """
         return await self.run(self._clone_disk, source, key, disk_format)
 
     def _clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
-        making = self._begin_disk(key, disk_format)
-        with files.space_errors(making.parent, source.lstat().st_size):
-            try:
-                files.clone(source, making)
-                return self._finish_disk(key, disk_format)
-            except BaseException:
-                making.unlink(missing_ok=True)
-                raise
+        with files.space_errors(self.layout.instances_dir, source.lstat().st_size):
+            files.clone(source, self._begin_disk(key, disk_format))
+            return self._finish_disk(key, disk_format)
 
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.
@@ -256,8 +261,8 @@ class Store:
             await self.run(os.truncate, target, size)
 
     async def make_hole(self, path: Path, size: int) -> None:
-        """Make a new file of ``size`` bytes without data."""
-        await self.run(_make_hole, path, size)
+        """Make an empty file ``size`` bytes long, without data."""
+        await self.run(os.truncate, path, size)
 
     async def finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Give the unfinished file its rights and the name of the disk, durably.
@@ -283,27 +288,25 @@ class Store:
 
     async def remove_disk(self, key: DiskKey, disk_format: DiskFormat) -> None:
         """Remove the disk and what is left of its making, and the folder where that was all."""
-        await self.run(self._remove_disk, key, disk_format)
+        layout = self.layout
+        names = (layout.disk(key, disk_format), layout.unfinished_disk(key, disk_format))
+        await self.run(self._remove_disk_files, key, names)
 
-    def _remove_disk(self, key: DiskKey, disk_format: DiskFormat) -> None:
+    async def abandon_disk(self, key: DiskKey) -> None:
+        """Remove what an attempt to make the disk has left, and the folder where that was all."""
+        names = tuple(self.layout.unfinished_disk(key, fmt) for fmt in DiskFormat)
+        await self.run(self._remove_disk_files, key, names)
+
+    def _remove_disk_files(self, key: DiskKey, names: Iterable[Path]) -> None:
         folder = self.layout.instance(key.instance_id)
-        self.layout.unfinished_disk(key, disk_format).unlink(missing_ok=True)
-        self.layout.disk(key, disk_format).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        _remove_all(names)
+        with self._folders, contextlib.suppress(OSError):
             folder.rmdir()
-        if folder.exists():
-            files.sync_folder(folder)
-        else:
-            files.sync_folder(folder.parent)
+        files.sync_folder(folder if folder.exists() else folder.parent)
 
     async def remove(self, paths: Iterable[Path]) -> None:
         """Remove files of ours that a plan names."""
         await self.run(_remove_all, tuple(paths))
-
-
-def _make_hole(path: Path, size: int) -> None:
-    with files.open_fd(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
-        os.ftruncate(fd, size)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:
