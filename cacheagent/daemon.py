@@ -106,6 +106,7 @@ async def run(config: Config, config_path: Path | None = None) -> None:
         ConfigError: something that the configuration names cannot be used.
         StateDirBusyError: another agent has the state folder.
         CatalogError: the catalog cannot be used.
+        ProgramMissingError: there is no qemu-img.
 
     """
     log.configure(config.log.level, config.log.format)
@@ -134,18 +135,24 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     notifier = Notifier(os.environ)
     live = Live(config, config_path, Metrics())
+    helpers: list[asyncio.Task[None]] = []
+    # To the very end: closing may take longer than the watchdog waits.
+    stack.callback(_cancel, helpers)
     agent = _wire(await _open(stack, live, Background(group)))
     await _listen_for_metrics(stack, config, agent)
     await agent.reconciler.start()
     runner = await _listen(stack, config, agent)
-    helpers = [_watch_over(notifier), *_reloads(loop, live, config_path)]
-    tasks = [group.create_task(helper) for helper in helpers]
+    work = (_watch_over(notifier), *_reloads(loop, live, config_path))
+    helpers.extend(group.create_task(each) for each in work)
     agent.status.ready = True
     notifier.ready()
     _log.info("ready", listening=[str(address) for address in runner.addresses])
     await stop.wait()
     notifier.stopping()
     await _stop(agent)
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
 
@@ -179,6 +186,8 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
             convert_threads=config.qemu.convert_threads,
         )
     )
+    # Without it no disk can be made: better to know that now.
+    live.metrics.identify(qemu_img=await qemu.version())
     return Parts(
         catalog=catalog,
         store=store,

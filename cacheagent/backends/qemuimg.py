@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CHECKED_WITH_FINDINGS = (0, 2, 3)
 _CANNOT_BE_CHECKED = 63
 _PERCENT = re.compile(rb"\((\d{1,3}(?:\.\d+)?)/100%\)")
+_VERSION = re.compile(r"version (\S+)")
 _LONGEST_PERCENT = len(b"(100.00/100%)")
 _NO_DIRECT_IO = re.compile(r"O_DIRECT|Invalid argument")
 
@@ -79,6 +80,12 @@ class QemuImg:
 
     def __init__(self, settings: QemuImgSettings) -> None:
         self._settings = settings
+
+    async def version(self) -> str:
+        """Ask which version of QEMU it belongs to."""
+        words = (await self._run(["--version"], file_size=0)).decode(errors="replace")
+        match = _VERSION.search(words)
+        return match[1] if match else "unknown"
 
     async def info(self, path: Path, image_format: str) -> QemuImgInfo:
         """Read sizes and references from the header; also while a guest has the file open."""

@@ -359,3 +359,8 @@ async def test_cancelling_a_conversion_kills_the_real_qemu_img(
     with pytest.raises(asyncio.CancelledError):
         await run
     assert await asyncio.to_thread(wait_for_ends, [pidfd])
+
+
+async def test_version_is_that_of_qemu(qemu: QemuImg) -> None:
+    """The metrics can say which QEMU makes the disks."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", await qemu.version())
