@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -92,6 +93,20 @@ async def test_trashed_base_goes_with_its_templates(store: Store) -> None:
     assert list(layout.trash.iterdir()) == []
 
 
+async def test_trash_holds_back_what_is_not_ours(store: Store) -> None:
+    """Whatever somebody put into the trash that is no base of ours stays there."""
+    layout, base = store.layout, values.base(1)
+    layout.base(base.base_id, base.format).write_bytes(b"base")
+    (layout.trash / "notes.txt").write_bytes(b"somebody's")
+    layout.trashed(values.base(2).base_id, base.format).mkdir()
+    await store.trash_base(base.base_id, base.format)
+    await store.empty_trash()
+    assert {path.name for path in layout.trash.iterdir()} == {
+        "notes.txt",
+        layout.trashed(values.base(2).base_id, base.format).name,
+    }
+
+
 async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Path) -> None:
     """A clone is byte for byte the same, takes no more room, and the hypervisor may write it."""
     source = tmp_path / "template"
@@ -107,6 +122,26 @@ async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Pa
     assert path.stat().st_blocks <= source.stat().st_blocks
     assert path.stat().st_mode & 0o777 == 0o660
     assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
+
+
+async def test_clone_goes_to_a_file_system_of_another_kind(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disks may lie on another file system than the bases, where the kernel clones nothing."""
+    source = tmp_path / "template"
+    with source.open("wb") as file:
+        file.write(b"head")
+        file.seek(1 << 20)
+        file.write(b"tail")
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    path = await store.clone_disk(source, values.disk_key(1), DiskFormat.QCOW2)
+    assert path.read_bytes() == source.read_bytes()
+    assert path.stat().st_blocks <= source.stat().st_blocks
 
 
 async def test_disk_never_replaces_a_file_that_is_there(store: Store, tmp_path: Path) -> None:

@@ -112,10 +112,22 @@ def _copy_data(reader: int, writer: int) -> None:
     for start, end in data_runs(reader, size):
         offset = start
         while offset < end:
-            copied = os.copy_file_range(reader, writer, end - offset, offset, offset)
+            copied = _copy_some(reader, writer, offset, end - offset)
             if not copied:
                 raise OSError(errno.EIO, "the file became shorter while it was copied")
             offset += copied
+
+
+def _copy_some(reader: int, writer: int, offset: int, length: int) -> int:
+    """Copy up to ``length`` bytes at ``offset``, and give how many; 0 at the end of the file."""
+    try:
+        return os.copy_file_range(reader, writer, length, offset, offset)
+    except OSError as error:
+        # Not between file systems of different kinds, nor on all of them (copy_file_range(2)).
+        if error.errno not in {errno.EXDEV, errno.EOPNOTSUPP}:
+            raise
+    os.lseek(writer, offset, os.SEEK_SET)
+    return os.sendfile(writer, reader, offset, length)
 
 
 def data_runs(fd: int, size: int) -> Iterator[tuple[int, int]]:

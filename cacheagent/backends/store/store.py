@@ -20,7 +20,7 @@ from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
-from cacheagent.policy.layout import parse_template_name, unfinished
+from cacheagent.policy.layout import parse_base_name, parse_template_name, unfinished
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ class Store:
         files.sync_folder(layout.bases)
 
     async def empty_trash(self) -> None:
-        """Remove what was thrown away."""
-        await self.run(_remove_all_in, self.layout.trash)
+        """Remove the bases that were thrown away; whatever else lies there is not ours."""
+        await self.run(_empty_trash, self.layout.trash)
 
     # --- disks -----------------------------------------------------------------------------
 
@@ -314,8 +314,9 @@ def _remove_all(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_all_in(folder: Path) -> None:
-    _remove_all(tuple(folder.iterdir()))
+def _empty_trash(folder: Path) -> None:
+    ours = (path for path in folder.iterdir() if parse_base_name(path.name))
+    _remove_all([path for path in ours if files.is_regular(path)])
 
 
 def _allocated_in(folder: Path) -> int:
