@@ -139,6 +139,10 @@ class Bases:
         """Give the images whose last ingest failed, if nothing better came since."""
         return self._failures
 
+    def forget_failure(self, image_id: ImageId) -> None:
+        """Forget that the last ingest of the image failed, if it did."""
+        self._failures.pop(image_id, None)
+
     async def announce(self, image_id: ImageId, caller: Caller) -> None:
         """Write down the intent to bring the image, so that it shows as coming.
 

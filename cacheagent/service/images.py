@@ -116,6 +116,7 @@ class Images:
         if cached.base_id is None:
             await self._store.discard_ingest(image_id)
             await self._catalog.forget_image(image_id)
+            self._bases.forget_failure(image_id)
             return
         async with self._bases.locks.hold(cached.base_id):
             await uninterrupted(self._evict(image_id, cached.base_id))

@@ -150,6 +150,16 @@ async def test_image_unacceptable(agent: Agent, glance: LyingGlance) -> None:
     assert agent.left_in_ingest() == []
 
 
+async def test_failed_image_can_be_forgotten(agent: Agent, glance: LyingGlance) -> None:
+    """An image that was refused is shown with the reason until an operator evicts it."""
+    image_id = glance.add(b"x" * MIB, disk_format="qcow2")
+    await create(agent, image_id)
+    shown = await agent.ask("GET", f"/v1/images/{image_id}")
+    assert (shown.status, shown.body["state"]) == (200, "failed")
+    assert (await agent.ask("DELETE", f"/v1/images/{image_id}")).status == 204
+    assert (await agent.ask("GET", f"/v1/images/{image_id}")).problem == "image-not-found"
+
+
 async def test_disk_too_small(agent: Agent, glance: LyingGlance) -> None:
     """A disk that would cut the image off is refused with both sizes."""
     answer = await create(agent, glance.add(b"x" * MIB, **RAW), size_bytes=4096)
