@@ -175,8 +175,7 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     await store.open()
     catalog = await Catalog.open(layout.catalog)
     stack.push_async_callback(catalog.close)
-    if catalog.set_aside is not None:
-        _log.error("the catalog was broken; it is made anew", set_aside=str(catalog.set_aside))
+    _tell_of_new_catalog(catalog)
     glance = await _open_glance(stack, config, live.metrics)
     qemu = QemuImg(
         QemuImgSettings(
@@ -199,6 +198,15 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
         config=live,
         clock=asyncio.get_running_loop().time,
     )
+
+
+def _tell_of_new_catalog(catalog: Catalog) -> None:
+    """Say that the files make the catalog anew, and so what is lost."""
+    lost = "pins and times of last use are gone"
+    if catalog.set_aside is not None:
+        _log.error("the catalog was broken", lost=lost, set_aside=str(catalog.set_aside))
+    elif catalog.rebuilt:
+        _log.warning("there is no catalog; a first start, or it was removed", lost=lost)
 
 
 async def _open_glance(

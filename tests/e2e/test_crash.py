@@ -140,6 +140,8 @@ async def test_lost_catalog_is_made_anew_from_the_files(agent: Agent, glance: Ly
     assert again.body["base"] == made.body["base"]
     assert (await agent.create(image_id)).body["cache"] == "hit"
     assert len(glance.calls("data")) == 1
+    begun_anew = [line for line in agent.log.splitlines() if "there is no catalog" in line]
+    assert len(begun_anew) == 2  # the first start, and this one
 
 
 async def test_second_daemon_on_one_state_folder_is_refused(agent: Agent) -> None:
