@@ -52,10 +52,13 @@ class Ensured:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An ingest that came to nothing: of which image, why, and when."""
+    """An ingest that came to nothing: of which image, why, and when.
+
+    Only the words of the error are kept: its traceback would keep the buffers of the download.
+    """
 
     image: GlanceImage
-    error: ProblemError
+    why: str
     at: datetime
 
 
@@ -242,7 +245,7 @@ class Bases:
             return
         while len(self._failures) >= FAILURES:
             del self._failures[next(iter(self._failures))]
-        self._failures[image.image_id] = Failure(image, error, datetime.now(UTC))
+        self._failures[image.image_id] = Failure(image, str(error), datetime.now(UTC))
 
     async def _give_up(self, image_id: ImageId, error: ProblemError) -> None:
         """Forget an ingest that no retry can save; what a retry can save stays resumable."""

@@ -159,7 +159,7 @@ class Images:
             progress=progress,
             pinned=image_id in await self._catalog.pins(),
             users=(*users, *(User(kind=UserKind.WAITER) for _ in range(waiting))),
-            error=None if failure is None else str(failure.error),
+            error=None if failure is None else failure.why,
         )
 
     def _state(self, image_id: ImageId, base: Base | None) -> ImageState:

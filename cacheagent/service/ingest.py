@@ -58,6 +58,7 @@ class Ingest:
         self._room = parts.room
         self._metrics = parts.metrics
         self._rules = parts.rules
+        self._clock = parts.clock
         self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
 
     @contextlib.asynccontextmanager
@@ -73,11 +74,10 @@ class Ingest:
         rules = self._rules()
         needed = admission.room_needed(image, rules)
         async with self._slots, self._room.reserve(needed) as room:
-            with (
-                self._metrics.downloads_in_progress.track_inprogress(),
-                self._metrics.download_seconds.time(),
-            ):
+            with self._metrics.downloads_in_progress.track_inprogress():
+                started = self._clock()
                 proven = await self._download(image, caller, meter, room)
+                self._metrics.download_seconds.observe(self._clock() - started)
             source_format = admission.admit_content(image, proven.found, rules)
             # What Glance did not say could not be set aside before the download.
             foreseen = needed - (image.size or 0)
