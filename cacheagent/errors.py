@@ -8,11 +8,14 @@
     ├── ProblemError                 a request has a clear answer that is not success
     │   ├── InvalidRequestError
     │   ├── UnauthenticatedError
+    │   │   └── BearerError
     │   ├── ImageForbiddenError
     │   ├── NotFoundError
     │   │   ├── ImageNotFoundError
+    │   │   ├── PathNotFoundError
     │   │   ├── DiskNotFoundError
     │   │   └── InstanceNotFoundError
+    │   ├── MethodNotAllowedError
     │   ├── ImageNotActiveError
     │   ├── DiskConflictError
     │   ├── BaseInUseError
@@ -42,7 +45,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class CacheAgentError(Exception):
@@ -120,6 +123,10 @@ class UnauthenticatedError(ProblemError):
     word, status, title = "unauthenticated", 401, "Not authenticated"
 
 
+class BearerError(UnauthenticatedError):
+    """A connection over TCP came without a bearer token that the operator gave out."""
+
+
 class ImageForbiddenError(ProblemError):
     """The token may not download the image."""
 
@@ -144,6 +151,22 @@ class ImageNotFoundError(NotFoundError):
     """Glance does not know the image, or does not show it to this caller."""
 
     word, title = "image-not-found", "Image not found"
+
+
+class PathNotFoundError(NotFoundError):
+    """The API has no such path."""
+
+    word, title = "not-found", "Not found"
+
+
+class MethodNotAllowedError(ProblemError):
+    """The path is there, and does not know the method; ``allowed`` are those that it knows."""
+
+    word, status, title = "method-not-allowed", 405, "Method not allowed"
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        self.allowed = tuple(sorted(allowed))
+        super().__init__(f"this path knows {', '.join(self.allowed)}")
 
 
 class DiskNotFoundError(NotFoundError):

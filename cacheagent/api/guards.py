@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from cacheagent.api import reading
-from cacheagent.api.problems import BearerError
-from cacheagent.errors import ShuttingDownError, UnauthenticatedError
+from cacheagent.errors import BearerError, ShuttingDownError, UnauthenticatedError
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import grp
 import os
 import socket
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from cacheagent.api.guards import parse_digests
+from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cacheagent.config import ApiConfig
-    from cacheagent.configtypes import HostPort
 
 STOP_SECONDS = 30.0
 """How long a request that is under way may take to end when the daemon stops."""
@@ -43,14 +45,17 @@ async def listen_unix(runner: web.AppRunner, config: ApiConfig) -> None:
     """
     try:
         listener = await asyncio.to_thread(_bind_unix, config)
-    except (OSError, KeyError) as error:
-        raise ConfigError(f"api.socket: {config.socket}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"api.socket: {config.socket}: {error.strerror or error}") from error
     await web.SockSite(runner, listener).start()
 
 
-async def listen_passed(runner: web.AppRunner, listener: socket.socket) -> None:
-    """Serve on a socket that the service manager opened."""
-    await web.SockSite(runner, listener).start()
+async def listen_passed(
+    runner: web.AppRunner, listener: socket.socket, tls: ssl.SSLContext | None
+) -> None:
+    """Serve on a socket that the service manager opened; under TLS where it is one of TCP."""
+    tls = None if listener.family == socket.AF_UNIX else tls
+    await web.SockSite(runner, listener, ssl_context=tls).start()
 
 
 async def listen_tcp(
@@ -71,6 +76,15 @@ async def listen_tcp(
     return port
 
 
+def addresses(runner: web.AppRunner, tls: ssl.SSLContext | None = None) -> list[str]:
+    """Tell where the application is reached: by the path of a Unix socket, or a URL of TCP."""
+    scheme = "http" if tls is None else "https"
+    return [
+        f"{scheme}://{HostPort(*address[:2])}" if isinstance(address, tuple) else str(address)
+        for address in runner.addresses
+    ]
+
+
 async def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
     """Load certificate and key, and demand a client's certificate where an authority is given.
 
@@ -80,10 +94,7 @@ async def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
     """
     if config.tls_cert is None:
         return None
-    try:
-        return await asyncio.to_thread(_load_tls, config)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"api.tls_cert, api.tls_key, api.tls_client_ca: {error}") from error
+    return await asyncio.to_thread(_load_tls, config, config.tls_cert)
 
 
 async def bearer_digests(config: ApiConfig) -> frozenset[bytes] | None:
@@ -102,31 +113,50 @@ async def bearer_digests(config: ApiConfig) -> frozenset[bytes] | None:
         raise ConfigError(f"api.token_file: {config.token_file}: {error}") from error
 
 
-def _load_tls(config: ApiConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.tls_client_ca)
+def _load_tls(config: ApiConfig, certificate: Path) -> ssl.SSLContext:
+    with _telling("api.tls_client_ca", config.tls_client_ca):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.tls_client_ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if config.tls_cert is not None:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
+    with _telling("api.tls_cert, api.tls_key", certificate, config.tls_key):
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(certificate, config.tls_key, password="")
     if config.tls_client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
+@contextlib.contextmanager
+def _telling(keys: str, *files: Path | None) -> Iterator[None]:
+    """Name the keys and files of the configuration that OpenSSL complains of."""
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        named = ", ".join(str(file) for file in files if file is not None)
+        raise ConfigError(f"{keys}: {named}: {error.strerror or error}") from error
+
+
 def _bind_unix(config: ApiConfig) -> socket.socket:
     path = config.socket
+    group = -1 if config.socket_group is None else _group_id(config.socket_group)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Nobody can connect before it listens, so mode and group come in time.
         listener.bind(str(path))
-        if config.socket_group is not None:
-            os.chown(path, -1, grp.getgrnam(config.socket_group).gr_gid)
+        os.chown(path, -1, group)
         path.chmod(config.socket_mode)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"api.socket_group: there is no group {name!r}") from None
 
 
 def _remove_stale(path: Path) -> None:

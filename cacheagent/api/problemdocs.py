@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, create_model
 
 from cacheagent.api import wire
-from cacheagent.api.problems import TYPE_PREFIX, MethodNotAllowedError, PathNotFoundError
+from cacheagent.api.problems import TYPE_PREFIX
 from cacheagent.errors import (
     BaseInUseError,
     DigestMismatchError,
@@ -24,6 +24,8 @@ from cacheagent.errors import (
     InstanceNotFoundError,
     InsufficientSpaceError,
     InvalidRequestError,
+    MethodNotAllowedError,
+    PathNotFoundError,
     ProblemError,
     ShuttingDownError,
     UnauthenticatedError,

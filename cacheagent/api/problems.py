@@ -16,40 +16,22 @@ from aiohttp import hdrs, web
 
 from cacheagent.api.reply import FIRST_ERROR, Reply
 from cacheagent.errors import (
+    BearerError,
     InvalidRequestError,
-    NotFoundError,
+    MethodNotAllowedError,
+    PathNotFoundError,
     ProblemError,
     RetryLaterError,
     UnauthenticatedError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:cacheagent:"
 
 _log = structlog.get_logger(__name__)
-
-
-class PathNotFoundError(NotFoundError):
-    """The API has no such path."""
-
-    word, title = "not-found", "Not found"
-
-
-class MethodNotAllowedError(ProblemError):
-    """The path is there, and does not know the method; ``allowed`` are those that it knows."""
-
-    word, status, title = "method-not-allowed", 405, "Method not allowed"
-
-    def __init__(self, allowed: Iterable[str]) -> None:
-        self.allowed = tuple(sorted(allowed))
-        super().__init__(f"this path knows {', '.join(self.allowed)}")
-
-
-class BearerError(UnauthenticatedError):
-    """A connection over TCP came without a bearer token that the operator gave out."""
 
 
 def reply_for(error: Exception) -> Reply:
