@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from cacheagent import errors
 from cacheagent.api import problemdocs
 from cacheagent.api.problems import reply_for
+from cacheagent.errors import MethodNotAllowedError, PathNotFoundError
 from tests.api.answers import validate
 from tests.fakes.services import IMAGE, INSTANCE
 
