@@ -26,12 +26,11 @@ from cacheagent.api.services import Services
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance, GlanceHooks, GlanceSettings
 from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoIdentity
-from cacheagent.backends.inotify import FileEventKind, Watcher
 from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
 from cacheagent.backends.store import Store
 from cacheagent.backends.systemd import Notifier, passed_sockets
-from cacheagent.config import Config, load_config
 from cacheagent.errors import ConfigError
+from cacheagent.live import Live
 from cacheagent.loops.reconciler import Reconciler
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
 from cacheagent.policy.layout import Layout
@@ -50,41 +49,11 @@ from cacheagent.service.use import Use
 from cacheagent.sync.throttle import Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from pathlib import Path
 
-    from aiohttp.web import AppRunner
+    from cacheagent.config import Config
 
 _log = structlog.get_logger(__name__)
-
-
-class Live:
-    """The configuration as it is now: the one value that a reload replaces."""
-
-    def __init__(self, config: Config, path: Path | None, metrics: Metrics) -> None:
-        self._config = config
-        self._path = path
-        self.metrics = metrics
-
-    def __call__(self) -> Config:
-        """Give the configuration."""
-        return self._config
-
-    async def reload(self) -> None:
-        """Read the file again: take over what can change now, and say what cannot."""
-        if self._path is None:
-            return
-        try:
-            new = await asyncio.to_thread(load_config, self._path)
-        except ConfigError as error:
-            self.metrics.config_reload_success.set(0)
-            _log.error("the configuration is kept as it was", why=str(error))
-            return
-        reload = self._config.reload_from(new)
-        self._config = reload.config
-        self.metrics.config_reload_success.set(1)
-        log.configure(self._config.log.level, self._config.log.format)
-        _log.info("reloaded", changed=reload.changed, needs_restart=reload.needs_restart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,20 +102,24 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    notifier = Notifier(os.environ)
     live = Live(config, config_path, Metrics())
+    # From the very beginning: what changes during a long start is read after it.
+    loop.add_signal_handler(signal.SIGHUP, live.ask)
+    await stack.enter_async_context(live.watched())
+    notifier = Notifier(os.environ)
     helpers: list[asyncio.Task[None]] = []
     # To the very end: closing may take longer than the watchdog waits.
     stack.callback(_cancel, helpers)
     agent = _wire(await _open(stack, live, Background(group)))
-    await _listen_for_metrics(stack, config, agent)
+    # A start that fails later has begun some work already.
+    stack.push_async_callback(agent.background.stop)
+    metrics = await _listen_for_metrics(stack, config, agent)
     await agent.reconciler.start()
-    runner = await _listen(stack, config, agent)
-    work = (_watch_over(notifier), *_reloads(loop, live, config_path))
-    helpers.extend(group.create_task(each) for each in work)
+    listening = await _listen(stack, config, agent)
+    helpers.extend(group.create_task(each) for each in (_watch_over(notifier), live.follow()))
     agent.status.ready = True
+    _log.info("ready", listening=listening, metrics=metrics)
     notifier.ready()
-    _log.info("ready", listening=[str(address) for address in runner.addresses])
     await stop.wait()
     notifier.stopping()
     await _stop(agent)
@@ -172,7 +145,7 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     group = await asyncio.to_thread(_group_id, config)
     store = Store(layout, group=group, disk_mode=config.storage.disk_mode)
     stack.push_async_callback(store.close)
-    await store.open()
+    await _open_store(store)
     catalog = await Catalog.open(layout.catalog)
     stack.push_async_callback(catalog.close)
     _tell_of_new_catalog(catalog)
@@ -198,6 +171,14 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
         config=live,
         clock=asyncio.get_running_loop().time,
     )
+
+
+async def _open_store(store: Store) -> None:
+    try:
+        await store.open()
+    except OSError as error:
+        where = error.filename or store.layout.state_dir
+        raise ConfigError(f"[storage]: {where}: {error.strerror or error}") from error
 
 
 def _tell_of_new_catalog(catalog: Catalog) -> None:
@@ -276,16 +257,18 @@ def _wire(parts: Parts) -> Agent:
 
 async def _listen_for_metrics(
     stack: contextlib.AsyncExitStack, config: Config, agent: Agent
-) -> None:
+) -> list[str]:
+    """Make the metrics reachable, and tell where."""
     if config.metrics.listen is None:
-        return
+        return []
     runner = await listen.start(create_metrics_app(agent.status, agent.metrics))
     stack.push_async_callback(runner.cleanup)
     await listen.listen_tcp(runner, config.metrics.listen, "metrics.listen")
+    return listen.addresses(runner)
 
 
-async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent) -> AppRunner:
-    """Make the API reachable; on the way out, what is under way ends first."""
+async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent) -> list[str]:
+    """Make the API reachable, and tell where; on the way out, what is under way ends first."""
     api = config.api
     app = create_app(
         agent.services,
@@ -293,17 +276,18 @@ async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent
         require_token=api.require_token,
         bearer_digests=await listen.bearer_digests(api),
     )
+    tls = await listen.tls_context(api)
     runner = await listen.start(app)
     stack.push_async_callback(runner.cleanup)
     passed = [one for named in passed_sockets(os.environ).values() for one in named]
     for listener in passed:
-        await listen.listen_passed(runner, listener)
+        await listen.listen_passed(runner, listener, tls)
     if not passed:
         await listen.listen_unix(runner, api)
         stack.push_async_callback(asyncio.to_thread, api.socket.unlink, missing_ok=True)
     if api.listen is not None:
-        await listen.listen_tcp(runner, api.listen, "api.listen", await listen.tls_context(api))
-    return runner
+        await listen.listen_tcp(runner, api.listen, "api.listen", tls)
+    return listen.addresses(runner, tls)
 
 
 async def _watch_over(notifier: Notifier) -> None:
@@ -311,36 +295,6 @@ async def _watch_over(notifier: Notifier) -> None:
     while notifier.watchdog_interval is not None:
         notifier.watchdog()
         await asyncio.sleep(notifier.watchdog_interval)
-
-
-def _reloads(
-    loop: asyncio.AbstractEventLoop, live: Live, path: Path | None
-) -> list[Coroutine[None, None, None]]:
-    """Give the work that reloads the configuration: on SIGHUP, and when its file changes."""
-    if path is None:
-        return []
-    asked = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, asked.set)
-    return [_reload_when(asked, live), _watch_file(path, asked)]
-
-
-async def _reload_when(asked: asyncio.Event, live: Live) -> None:
-    while await asked.wait():
-        asked.clear()
-        await live.reload()
-
-
-async def _watch_file(path: Path, asked: asyncio.Event) -> None:
-    """Ask for a reload whenever the file is written, or another one takes its name."""
-    kinds = {FileEventKind.WRITTEN, FileEventKind.MOVED_IN}
-    try:
-        async with await Watcher.open() as watcher:
-            await watcher.watch(path.parent)
-            async for event in watcher.events():
-                if event.path == path and event.kind in kinds:
-                    asked.set()
-    except OSError as error:
-        _log.warning("the configuration is reloaded on SIGHUP only", why=str(error))
 
 
 def _group_id(config: Config) -> int | None:

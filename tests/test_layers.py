@@ -20,7 +20,7 @@ LAYERS = (
     {"backends"},
     {"service"},
     {"loops"},
-    {"api"},
+    {"api", "live"},
     {"daemon", "imageserver", "client"},
     {"cli"},
     {"__main__"},

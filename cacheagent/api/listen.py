@@ -110,7 +110,8 @@ async def bearer_digests(config: ApiConfig) -> frozenset[bytes] | None:
         text = await asyncio.to_thread(config.token_file.read_text, encoding="utf-8")
         return parse_digests(text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"api.token_file: {config.token_file}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"api.token_file: {config.token_file}: {why}") from error
 
 
 def _load_tls(config: ApiConfig, certificate: Path) -> ssl.SSLContext:

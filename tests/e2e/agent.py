@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,15 @@ class Agent:
     """One state folder, and the daemon that runs on it while it is started.
 
     ``settings`` are the sections of its configuration, over those that a test always needs.
+    ``launcher`` is a program that starts the daemon, and gets ``descriptors`` to pass on.
     """
 
     folder: Path
     settings: Mapping[str, Mapping[str, object]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: Sequence[str] = ()
+    descriptors: Sequence[int] = ()
+    _notify: socket.socket | None = None
     _process: asyncio.subprocess.Process | None = None
     _session: aiohttp.ClientSession | None = None
 
@@ -63,6 +68,11 @@ class Agent:
         return self.folder / "state"
 
     @property
+    def config(self) -> Path:
+        """Its configuration, once it was started or ``write_config`` called."""
+        return self.folder / "config.toml"
+
+    @property
     def log(self) -> str:
         """All that it has logged."""
         return (self.folder / "log").read_text()
@@ -75,34 +85,46 @@ class Agent:
         """Name what lies in the folder of the bases."""
         return sorted(path.name for path in (self.state / "bases").iterdir())
 
+    def address(self, name: str = "listening") -> str:
+        """Give the URL of its TCP listener; ``metrics``: of that of the metrics."""
+        found = re.findall(rf"{name}\W.*?(https?://[^'\"\s]+)", self.log)
+        return str(found[-1])
+
     async def start(self) -> None:
         """Start the daemon, and return when it says that it is ready."""
-        config = self.folder / "config.toml"
-        config.write_text(self._config())
-        with contextlib.closing(_notify_socket(self.folder / "notify")) as notify:
-            environment = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify")}
-            with (self.folder / "log").open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "cacheagent", "serve", "--config", config),
-                    env={**environment, **self.environment},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
-            await self._ready(notify)
+        self.write_config()
+        self._notify = _notify_socket(self.folder / "notify")
+        environment = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify")}
+        with (self.folder / "log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(*self.launcher, sys.executable, "-m", "cacheagent"),
+                *("serve", "--config", self.config),
+                env={**environment, **self.environment},
+                pass_fds=self.descriptors,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            assert await self.told() == "READY=1"
+        except BaseException:
+            await self.close()
+            raise
         connector = aiohttp.UnixConnector(str(self.api_socket), limit=0)
         self._session = aiohttp.ClientSession("http://agent", connector=connector)
 
-    async def _ready(self, notify: socket.socket) -> None:
+    async def told(self) -> str:
+        """Wait for what the daemon tells the service manager next; fail where it has ended."""
         assert self._process is not None
+        assert self._notify is not None
         loop = asyncio.get_running_loop()
         exited = asyncio.ensure_future(self._process.wait())
-        said = asyncio.ensure_future(loop.sock_recv(notify, 4096))
+        said = asyncio.ensure_future(loop.sock_recv(self._notify, 4096))
         try:
             async with asyncio.timeout(START_SECONDS):
                 await asyncio.wait({exited, said}, return_when=asyncio.FIRST_COMPLETED)
-            assert not exited.done(), self.log
-            assert said.result() == b"READY=1"
+            assert said.done(), self.log
+            return said.result().decode()
         finally:
             exited.cancel()
             said.cancel()
@@ -122,25 +144,29 @@ class Agent:
         self._process.send_signal(number)
 
     async def _end(self, number: signal.Signals) -> int:
+        self.send(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for the end of a daemon that was told to stop, and give its exit status."""
         process, self._process = self._process, None
         session, self._session = self._session, None
         assert process is not None
-        assert session is not None
-        process.send_signal(number)
         async with asyncio.timeout(START_SECONDS):
             status = await process.wait()
-        await session.close()
+        if session is not None:
+            await session.close()
+        if self._notify is not None:
+            self._notify.close()
         return status
 
     async def close(self) -> None:
         """Kill the daemon if the test has left it running."""
-        if self._process is not None and self._session is None:
+        if self._process is not None:
             # One that could not start has gone by itself.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
-        elif self._process is not None:
-            await self._end(signal.SIGKILL)
+                self.send(signal.SIGKILL)
+            await self.ended()
 
     async def ask(
         self,
@@ -161,11 +187,17 @@ class Agent:
             parsed = json.loads(text) if is_json else text
             return Answer(response.status, dict(response.headers), parsed)
 
-    async def create(self, image_id: str | None, key: str = "", /, **spec: object) -> Answer:
-        """Ask for a disk: of the image, under ``<instance id>/<name>`` or a name that is new."""
+    async def create(
+        self, image_id: str | None, key: str = "", /, *, token: str | None = None, **spec: object
+    ) -> Answer:
+        """Ask for a disk: of the image, under ``<instance id>/<name>`` or a name that is new.
+
+        ``token`` is that of the tenant for whom it is asked.
+        """
         instance_id, _, name = (key or str(uuid.uuid4())).partition("/")
         body = spec if image_id is None else {"image_id": image_id, **spec}
-        return await self.ask("PUT", f"/v1/instances/{instance_id}/disks/{name or 'root'}", body)
+        path = f"/v1/instances/{instance_id}/disks/{name or 'root'}"
+        return await self.ask("PUT", path, body, headers=bearing(token))
 
     async def metric(self, name: str) -> float:
         """Read one metric, by its name and labels as they stand in the text."""
@@ -173,7 +205,7 @@ class Agent:
         lines = (line for line in text.splitlines() if line.startswith(f"cacheagent_{name} "))
         return float(next(lines).split()[-1])
 
-    def _config(self) -> str:
+    def write_config(self) -> None:
         """Write the configuration as TOML; JSON's strings, numbers and lists are TOML too."""
         always: dict[str, dict[str, object]] = {
             "api": {"socket": str(self.api_socket)},
@@ -185,11 +217,15 @@ class Agent:
             name: {**always.get(name, {}), **self.settings.get(name, {})}
             for name in {**always, **self.settings}
         }
-        return "\n".join(
+        lines = (
             line
             for name, values in sections.items()
             for line in (f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items()))
         )
+        # In one step, as an editor does: a daemon that watches the file never sees half of it.
+        new = self.config.with_suffix(".new")
+        new.write_text("\n".join(lines))
+        new.replace(self.config)
 
 
 @contextlib.asynccontextmanager
@@ -204,6 +240,11 @@ async def agent_on(
             yield agent
         finally:
             await agent.close()
+
+
+def bearing(token: str | None) -> dict[str, str]:
+    """Give the header that carries a tenant's token; none without one."""
+    return {} if token is None else {"X-Auth-Token": token}
 
 
 def without_keystone(url: str, **sections: Mapping[str, object]) -> dict[str, Mapping[str, object]]:

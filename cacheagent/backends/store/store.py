@@ -102,6 +102,8 @@ class Store:
         try:
             folder.mkdir(FOLDER_MODE)
         except FileExistsError:
+            if not folder.is_dir():
+                raise
             return False
         os.chown(folder, -1, self._group)
         folder.chmod(FOLDER_MODE)

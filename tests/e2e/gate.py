@@ -1,0 +1,69 @@
+"""A qemu-img that waits at a gate, so that a test can look at work which is half done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SCRIPT = """\
+#!/bin/sh
+case "$1" in
+    {command}) echo >"{begun}"; read -r _ <"{gate}" ;;
+esac
+exec "{qemu_img}" "$@"
+"""
+
+
+class Gate:
+    """Stops every run of one command of ``qemu-img``; ``program`` is what runs it."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.program = folder / f"gated-qemu-img-{command}"
+        begun, gate = (self.program.with_suffix(suffix) for suffix in (".begun", ".gate"))
+        script = _SCRIPT.format(
+            command=command, begun=begun, gate=gate, qemu_img=shutil.which("qemu-img")
+        )
+        self.program.write_text(script)
+        self.program.chmod(0o755)
+        os.mkfifo(begun)
+        os.mkfifo(gate)
+        # fifo(7): opened for both, neither end waits for the other one.
+        self._begun = os.open(begun, os.O_RDWR | os.O_NONBLOCK)
+        self._gate = os.open(gate, os.O_RDWR | os.O_NONBLOCK)
+
+    async def reached(self) -> None:
+        """Wait until a run of the command stands before the gate."""
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        loop.add_reader(self._begun, came.set)
+        try:
+            await came.wait()
+        finally:
+            loop.remove_reader(self._begun)
+        os.read(self._begun, 1)
+
+    def open(self) -> None:
+        """Let one run through, now or when it comes."""
+        os.write(self._gate, b"\n")
+
+    def close(self) -> None:
+        """End; nothing may stand before the gate any more."""
+        os.close(self._begun)
+        os.close(self._gate)
+
+
+@contextlib.contextmanager
+def gated(folder: Path, command: str) -> Iterator[Gate]:
+    """Give a qemu-img whose ``command`` waits until it is let through."""
+    gate = Gate(folder, command)
+    try:
+        yield gate
+    finally:
+        gate.close()
