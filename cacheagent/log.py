@@ -9,6 +9,7 @@ Tokens never reach the log: neither as values under a telling name, nor in a tex
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, TextIO
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "***"
@@ -73,6 +76,17 @@ def configure(
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
+
+
+@contextlib.contextmanager
+def under_request(request_id: str | None) -> Iterator[None]:
+    """Let the lines of this context bear the id of a request, where there is one.
+
+    Work that many requests share belongs to none of them; its lines name the one that began it.
+    """
+    bound = {} if request_id is None else {"request_id": request_id}
+    with structlog.contextvars.bound_contextvars(**bound):
+        yield
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import structlog
 
-from cacheagent.log import configure
+from cacheagent.log import configure, under_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +59,17 @@ def test_json_has_one_object_a_line_with_the_request_id() -> None:
         "request_id": "req-7",
         "size": 3,
     }
+
+
+def test_work_for_many_requests_names_the_one_that_began_it() -> None:
+    """Work that no request began bears no id; else the lines inside bear it, and none after."""
+    stream = io.StringIO()
+    configure("info", "json", stream=stream)
+    for request_id in ("req-9", None):
+        with under_request(request_id):
+            _log().info("inside")
+    _log().info("after")
+    assert [line.get("request_id") for line in _lines(stream)] == ["req-9", None, None]
 
 
 def test_the_standard_library_logs_the_same_way() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from cacheagent import log
 from cacheagent.errors import ProblemError
 from cacheagent.sync.singleflight import SingleFlight
 
@@ -42,7 +43,7 @@ class Access:
             return
         self._allowed.pop(key, None)
         try:
-            await self._asking.run(key, lambda: self._glance.check_access(image_id, caller))
+            await self._asking.run(key, lambda: self._ask(image_id, caller))
         except ProblemError as error:
             refused = error.status < ProblemError.status
             self._checks.labels(result="denied" if refused else "error").inc()
@@ -51,3 +52,7 @@ class Access:
         while len(self._allowed) >= MEMORY:
             del self._allowed[next(iter(self._allowed))]
         self._allowed[key] = self._clock() + self._config().glance.access_ttl
+
+    async def _ask(self, image_id: ImageId, caller: Caller) -> None:
+        with log.under_request(caller.request_id):
+            await self._glance.check_access(image_id, caller)

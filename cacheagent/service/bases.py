@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cacheagent import log
 from cacheagent.backends.store import Manifest
 from cacheagent.errors import (
     ImageForbiddenError,
@@ -99,7 +100,7 @@ class Bases:
         while (ensured := await self.ready(image_id)) is None:
             try:
                 ensured, joined = await self._flights.run(
-                    image_id, lambda: self._bring(image_id, caller)
+                    image_id, lambda: self._bring_logged(image_id, caller)
                 )
             except _PersonalError as refused:
                 # It ran with the token of somebody else, who may not have the image.
@@ -169,6 +170,10 @@ class Bases:
             return base
         _log.error("a base has gone from its folder; it is fetched anew", base_id=base_id)
         return None
+
+    async def _bring_logged(self, image_id: ImageId, caller: Caller) -> Ensured:
+        with log.under_request(caller.request_id):
+            return await self._bring(image_id, caller)
 
     async def _bring(self, image_id: ImageId, caller: Caller) -> Ensured:
         """Run once for all who want the image, and keep the books about how it ends."""
