@@ -77,6 +77,18 @@ class Agent:
         """All that it has logged."""
         return (self.folder / "log").read_text()
 
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Give the lines of the log about ``event``, of a daemon that writes it as JSON."""
+        lines = (json.loads(line) for line in self.log.splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
+
+    async def logged(self, event: str, number: int = 1) -> dict[str, Any]:
+        """Wait for the line of this number about ``event``, and give it."""
+        async with asyncio.timeout(START_SECONDS):
+            while len(found := self.lines(event)) < number:
+                await self.ask("GET", "/healthz")
+        return found[number - 1]
+
     def left_in_ingest(self) -> list[str]:
         """Name what lies in the folder of unfinished downloads."""
         return sorted(path.name for path in (self.state / "ingest").iterdir())
