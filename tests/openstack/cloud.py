@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ class Cloud:
         """Return a new token."""
         return str(self.session(user).get_token())
 
+    def revoke(self, token: str) -> None:
+        """Make Keystone take a token no more; Glance may believe for a while what it knew."""
+        headers = {"X-Subject-Token": token}
+        self.session("admin").delete(f"{self.keystone_url}/auth/tokens", headers=headers)
+
     def outlive(self, token: str) -> None:
         """Wait until Keystone no longer takes a token, because its time is over."""
         headers = {"X-Subject-Token": token}
@@ -109,6 +115,13 @@ class Cloud:
     def deactivate(self, image_id: str) -> None:
         """Stop everybody but an administrator from downloading an image."""
         self.session("admin").post(self._images(image_id, "actions/deactivate"))
+
+    def forget_digests(self, image_id: str) -> None:
+        """Leave an image as a Glance from before Rocky did: no digest but the MD5 checksum."""
+        statement = "UPDATE images SET os_hash_algo = NULL, os_hash_value = NULL WHERE id = ?"
+        database = sqlite3.connect(self.place.folder / "glance.db")
+        with contextlib.closing(database), database:
+            database.execute(statement, (image_id,))
 
     def delete(self, image_id: str) -> None:
         """Delete an image."""
