@@ -93,19 +93,18 @@ async def test_client_certificate_is_demanded(
     tls: dict[str, str], certificate: Path, tmp_path: Path
 ) -> None:
     """With an authority for clients, nobody is served without a certificate of it."""
-    for name in ("client", "stranger"):
-        write_certificate(tmp_path / f"{name}.pem")
+    for whose in ("client", "stranger"):
+        write_certificate(tmp_path / f"{whose}.pem")
     async with listening(**tls, tls_client_ca=str(tmp_path / "client.pem")) as agent:
-        for name, served in (("client", True), ("stranger", False), (None, False)):
-            context = ssl.create_default_context(cafile=certificate)
-            if name is not None:
-                context.load_cert_chain(tmp_path / f"{name}.pem")
+        unknown, stranger, known = (ssl.create_default_context(cafile=certificate) for _ in "123")
+        stranger.load_cert_chain(tmp_path / "stranger.pem")
+        known.load_cert_chain(tmp_path / "client.pem")
+        for context in (unknown, stranger):
             async with AsyncClient(agent.address(), tls=context) as client:
-                if served:
-                    assert (await client.status())["ready"]
-                else:
-                    with pytest.raises(DaemonUnreachableError):
-                        await client.status()
+                with pytest.raises(DaemonUnreachableError):
+                    await client.status()
+        async with AsyncClient(agent.address(), tls=known) as client:
+            assert (await client.status())["ready"]
 
 
 async def test_bearer_token_is_demanded_over_tcp_only(tokens: str) -> None:
