@@ -73,7 +73,8 @@ class Ingest:
         """
         rules = self._rules()
         needed = admission.room_needed(image, rules)
-        async with self._slots, self._room.reserve(needed) as room:
+        # Room first: what does not fit is refused at once, and does not wait for its turn.
+        async with self._room.reserve(needed) as room, self._slots:
             with self._metrics.downloads_in_progress.track_inprogress():
                 started = self._clock()
                 proven = await self._download(image, caller, meter, room)

@@ -49,9 +49,9 @@ class Room:
 
         """
         usage = await self._usage()
-        available = usage.available - self.reserved - self._min_free()
+        available = max(usage.available - self.reserved - self._min_free(), 0)
         if size > available:
-            raise InsufficientSpaceError(required_bytes=size, available_bytes=max(available, 0))
+            raise InsufficientSpaceError(required_bytes=size, available_bytes=available)
         reservation = Reservation(size)
         self._reservations.add(reservation)
         try:

@@ -66,3 +66,10 @@ async def test_disk_that_fills_up_meanwhile_is_told_with_the_figures() -> None:
     with pytest.raises(QemuImgError):
         async with room(100).conversion(60):
             raise QemuImgError("corrupt")
+
+
+async def test_work_that_needs_no_room_is_not_refused() -> None:
+    """A disk that takes next to nothing is made even where the operator's reserve is used up."""
+    ledger = room(10, min_free=30)
+    async with ledger.reserve(0):
+        assert ledger.reserved == 0
