@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -130,7 +130,7 @@ async def test_full_copy_stands_alone(
     """A full copy has the image's content, its own size and no backing file, whatever the base."""
     settings = without_keystone(service.url, images={"base_format": base_format})
     async with agent_on(settings) as agent:
-        spec = {"format": disk_format, "mode": "full", "size_bytes": 96 * MIB}
+        spec: dict[str, Any] = {"format": disk_format, "mode": "full", "size_bytes": 96 * MIB}
         disk = (await agent.create(qcow2, **spec)).body
         (alone,) = await qemu.chain(disk["path"])
         assert (alone["format"], alone["virtual-size"]) == (disk_format, 96 * MIB)
@@ -172,7 +172,7 @@ async def test_blank_disk_with_a_file_system(
     agent: Agent, filesystem: str, disk_format: str
 ) -> None:
     """A blank disk comes formatted and labelled as it was asked for."""
-    spec = {"size_bytes": 512 * MIB, "filesystem": filesystem, "label": "DATA"}
+    spec: dict[str, Any] = {"size_bytes": 512 * MIB, "filesystem": filesystem, "label": "DATA"}
     answer = await agent.create(None, format=disk_format, **spec)
     assert (answer.status, answer.body["cache"]) == (201, "blank")
     flat = f"{answer.body['path']}.flat"
