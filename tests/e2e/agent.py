@@ -97,6 +97,12 @@ class Agent:
         """Name what lies in the folder of the bases."""
         return sorted(path.name for path in (self.state / "bases").iterdir())
 
+    @property
+    def pid(self) -> int:
+        """The process of the daemon."""
+        assert self._process is not None
+        return self._process.pid
+
     def address(self, name: str = "listening") -> str:
         """Give the URL of its TCP listener; ``metrics``: of that of the metrics."""
         found = re.findall(rf"{name}\W.*?(https?://[^'\"\s]+)", self.log)
