@@ -79,11 +79,16 @@ class Overlays:
 def overlays_below(folder: Path) -> Overlays:
     """Read the headers of all files below ``folder``. For threads: it reads the whole tree.
 
-    A file or a folder that goes meanwhile is no doubt; ``folder`` itself may not be missing.
+    Links are followed, to folders as to files: QEMU follows them too. A file or a folder that
+    goes meanwhile is no doubt; ``folder`` itself may not be missing.
     """
     backing_files: dict[Path, str] = {}
     doubts: list[OSError] = []
-    for where, _, names in os.walk(folder, onerror=doubts.append):
+    seen: set[tuple[int, int]] = set()
+    for where, folders, names in os.walk(folder, onerror=doubts.append, followlinks=True):
+        if not _first_visit(where, seen):
+            folders.clear()  # a link that leads in a circle
+            continue
         for path in (Path(where, name) for name in names):
             try:
                 backing_file = read_header(path).backing_file
@@ -96,6 +101,18 @@ def overlays_below(folder: Path) -> Overlays:
                 backing_files[path] = backing_file
     real = (d for d in doubts if not isinstance(d, FileNotFoundError) or d.filename == str(folder))
     return Overlays(backing_files=backing_files, doubts=tuple(real))
+
+
+def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Note the folder by its device and inode, and tell whether it was not noted before."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return True  # gone, or not to be reached any more: its files will tell
+    identity = (found.st_dev, found.st_ino)
+    first = identity not in seen
+    seen.add(identity)
+    return first
 
 
 @contextmanager

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cacheagent.backends import locks
 from tests.needs import require_programs
+from tests.qemuio import opened_by_qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -24,24 +23,6 @@ def base(tmp_path: Path) -> Path:
     return path
 
 
-@contextmanager
-def _opened_by_qemu(*arguments: str) -> Iterator[None]:
-    """Let qemu-io have a file open for as long as the body runs."""
-    require_programs("qemu-io", "qemu-img")
-    with subprocess.Popen(
-        ["qemu-io", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("length\n")
-        process.stdin.flush()
-        # It answers when it has opened the file.
-        assert "1 MiB" in process.stdout.readline()
-        yield
-        process.stdin.close()
-        assert process.wait() == 0
-
-
 def test_a_file_that_nobody_has_open_is_not_in_use(base: Path) -> None:
     """Without a lock there is no proof of use."""
     assert not locks.in_use(base)
@@ -49,7 +30,7 @@ def test_a_file_that_nobody_has_open_is_not_in_use(base: Path) -> None:
 
 def test_a_file_is_in_use_while_qemu_reads_it(base: Path) -> None:
     """A reader counts, and only for as long as it is there."""
-    with _opened_by_qemu("-r", "-f", "raw", str(base)):
+    with opened_by_qemu("-r", "-f", "raw", str(base)):
         assert locks.in_use(base)
     assert not locks.in_use(base)
 
@@ -61,7 +42,7 @@ def test_a_base_is_in_use_while_qemu_has_an_overlay_open(base: Path, tmp_path: P
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay], check=True
     )
-    with _opened_by_qemu("-f", "qcow2", str(overlay)):
+    with opened_by_qemu("-f", "qcow2", str(overlay)):
         assert locks.in_use(base)
         assert locks.in_use(overlay)
     assert not locks.in_use(base)
@@ -70,7 +51,7 @@ def test_a_base_is_in_use_while_qemu_has_an_overlay_open(base: Path, tmp_path: P
 def test_a_question_takes_no_lock(base: Path) -> None:
     """Two questions at a time do not see each other, and QEMU can write afterwards."""
     assert not locks.in_use(base)
-    with _opened_by_qemu("-f", "raw", str(base)):
+    with opened_by_qemu("-f", "raw", str(base)):
         assert locks.in_use(base)
 
 

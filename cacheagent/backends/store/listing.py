@@ -31,9 +31,14 @@ def _instances(path: Path) -> tuple[dict[str, Folder | None] | None, frozenset[s
     entries = _entries(path)
     if entries is None:
         return None, frozenset()
-    folders = frozenset(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    others = frozenset(entry.name for entry in entries) - folders
-    return {name: _folder(path / name) for name in folders}, others
+    folders: dict[str, Folder | None] = {
+        entry.name: _folder(path / entry.name)
+        for entry in entries
+        if entry.is_dir(follow_symlinks=False)
+    }
+    # Nobody knows what lies behind a link, least of all while it leads nowhere.
+    folders |= {entry.name: None for entry in entries if entry.is_symlink()}
+    return folders, frozenset(entry.name for entry in entries) - folders.keys()
 
 
 def _folder(path: Path) -> Folder | None:

@@ -1,0 +1,164 @@
+"""Real backends in a folder of the test, wired as the daemon wires them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cacheagent.backends.catalog import Catalog
+from cacheagent.backends.glance import Glance, GlanceSettings
+from cacheagent.backends.identity import NoIdentity
+from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
+from cacheagent.backends.store import Store
+from cacheagent.config import Config, parse_config
+from cacheagent.metrics import Metrics
+from cacheagent.policy.layout import Layout
+from cacheagent.service.access import Access
+from cacheagent.service.background import Background
+from cacheagent.service.bases import Bases
+from cacheagent.service.disks import Disks
+from cacheagent.service.images import Images
+from cacheagent.service.ingest import Ingest
+from cacheagent.service.making import Making
+from cacheagent.service.parts import Parts
+from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.room import Room
+from cacheagent.service.use import Use
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Monotonic seconds that pass when the test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """Give the time."""
+        return self.now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rig:
+    """The services of an agent over its parts, and the clock that they look at."""
+
+    parts: Parts
+    clock: Clock
+    access: Access
+    bases: Bases
+    disks: Disks
+    images: Images
+    use: Use
+    reconcile: Reconcile
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything lies."""
+        return self.parts.store.layout
+
+    def left_in_ingest(self) -> list[str]:
+        """Name what lies in the folder of unfinished downloads."""
+        return sorted(path.name for path in self.layout.ingest.iterdir())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Read one metric; 0 where it has not been set."""
+        return self.parts.metrics.registry.get_sample_value(f"cacheagent_{name}", labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def rig_on(folder: Path, url: str, **sections: dict[str, Any]) -> AsyncIterator[Rig]:
+    """Give a rig whose state lies in ``folder``, and whose image service is at ``url``.
+
+    It repeats no request that fails. ``sections`` are those of a configuration.
+    """
+    config = parse_config({"eviction": {"min_free": 0}, "storage": _storage(folder), **sections})
+    async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
+        clock = Clock()
+        rig = _wired(await _parts(stack, config, url, clock, Background(group)), clock)
+        yield rig
+        await rig.bases.stop()
+        await rig.parts.background.stop()
+
+
+def _storage(folder: Path) -> dict[str, str]:
+    return {"state_dir": str(folder / "state")}
+
+
+async def _parts(
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    url: str,
+    clock: Clock,
+    background: Background,
+) -> Parts:
+    storage = config.storage
+    layout = Layout(state_dir=storage.state_dir, instances_dir=storage.instances_dir)
+    store = Store(layout, group=None, disk_mode=storage.disk_mode)
+    stack.push_async_callback(store.close)
+    await store.open()
+    catalog = await Catalog.open(layout.catalog)
+    stack.push_async_callback(catalog.close)
+    return Parts(
+        catalog=catalog,
+        store=store,
+        glance=await stack.enter_async_context(Glance(GlanceSettings(retries=0), NoIdentity(url))),
+        qemu=QemuImg(
+            QemuImgSettings(
+                binary=config.qemu.qemu_img,
+                cpu_time_limit=config.qemu.cpu_time_limit,
+                memory_limit=config.qemu.memory_limit,
+                convert_threads=config.qemu.convert_threads,
+            )
+        ),
+        room=Room(store.usage, min_free=lambda: 0),
+        background=background,
+        metrics=Metrics(),
+        config=lambda: config,
+        clock=clock,
+    )
+
+
+def _wired(parts: Parts, clock: Clock) -> Rig:
+    access, use = Access(parts), Use(parts)
+    bases = Bases(parts, ingest=Ingest(parts), access=access)
+    return Rig(
+        parts=parts,
+        clock=clock,
+        access=access,
+        bases=bases,
+        disks=Disks(parts, bases=bases, access=access, making=Making(parts)),
+        images=Images(parts, bases=bases, use=use, access=access),
+        use=use,
+        reconcile=Reconcile(parts, bases=bases),
+    )
+
+
+@contextlib.asynccontextmanager
+async def in_a_task(context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave ``context`` in one task, as a TaskGroup wants it and a fixture does not."""
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+
+    async def hold() -> None:
+        try:
+            async with context as value:
+                entered.set_result(value)
+                await done.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
+
+    holding = asyncio.create_task(hold())
+    try:
+        yield await entered
+    finally:
+        done.set()
+        await holding
