@@ -24,13 +24,15 @@ class Background:
 
     def start(self, work: Coroutine[object, object, object], what: str) -> None:
         """Run ``work`` beside the requests; ``what`` says in the log what it was."""
-        self._tasks.add(self.task(work, what))
+        self.task(work, what)
 
     def task(self, work: Coroutine[object, object, object], what: str) -> asyncio.Task[None]:
         """Do the same, and give the task to somebody who may want to end it."""
         task = self._group.create_task(self._guarded(work, what), name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before it began never comes to its work.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     async def _guarded(self, work: Coroutine[object, object, object], what: str) -> None:
