@@ -24,7 +24,7 @@ class Background:
 
     def start(self, work: Coroutine[object, object, object], what: str) -> None:
         """Run ``work`` beside the requests; ``what`` says in the log what it was."""
-        self.task(work, what)
+        self._tasks.add(self.task(work, what))
 
     def task(self, work: Coroutine[object, object, object], what: str) -> asyncio.Task[None]:
         """Do the same, and give the task to somebody who may want to end it."""

@@ -71,7 +71,8 @@ class Disks:
             try:
                 disk = await self._create(key, spec, caller)
             except BaseException:
-                await self._forget_intent(key)
+                if key not in self._begun:  # else it is for who begins it to say how it ends
+                    await self._forget_intent(key)
                 raise
             return await self._view(disk), True
 
@@ -122,9 +123,14 @@ class Disks:
     async def _remove(self, key: DiskKey) -> None:
         """Remove the file, then the row: a crash in between leaves a row that goes at the start."""
         disk = await self._catalog.disk(key)
-        if disk is not None:
+        if disk is None:
+            return
+        if disk.state is DiskState.READY:
             await self._store.remove_disk(key, disk.format)
-            await self._catalog.remove_disk(key, datetime.now(UTC))
+        else:
+            # It has no file: what lies under its name is somebody else's.
+            await self._store.abandon_disk(key)
+        await self._catalog.remove_disk(key, datetime.now(UTC))
 
     async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
         """Give every instance with its disks."""
@@ -194,6 +200,9 @@ class Disks:
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk that was begun; its row tells how that ends."""
         async with self._locks.hold(key):
+            disk = await self._catalog.disk(key)
+            if disk is not None and disk.state is DiskState.READY:
+                return  # somebody who waits for it came first
             try:
                 await self._create(key, spec, caller)
             except CacheAgentError as error:

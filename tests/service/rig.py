@@ -28,7 +28,7 @@ from cacheagent.service.room import Room
 from cacheagent.service.use import Use
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -138,6 +138,13 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         use=use,
         reconcile=Reconcile(parts, bases=bases),
     )
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Let the loop turn until something holds that no event tells of."""
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110 -- see above
+            await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
