@@ -1,0 +1,100 @@
+"""Images as an operator handles them: what may go, and what stays."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.errors import BaseInUseError, GlanceUnavailableError, ImageNotFoundError
+from cacheagent.model import Caller, DiskSpec, ImageState
+from tests.fakes import lying_glance
+from tests.fakes.values import disk_key
+from tests.needs import require_programs
+from tests.service.rig import until
+
+if TYPE_CHECKING:
+    from tests.fakes.lying_glance import LyingGlance
+    from tests.service.rig import Rig
+
+MIB = 1 << 20
+DATA = b"data" * (MIB // 4)
+NOBODY = Caller()
+TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
+
+
+@pytest.fixture(autouse=True)
+def _qemu_img() -> None:
+    require_programs("qemu-img")
+
+
+async def test_what_is_coming_is_not_evicted(rig: Rig, glance: LyingGlance) -> None:
+    """Somebody waits for it."""
+    gate, image_id = asyncio.Event(), glance.add(DATA)
+    glance.lie("data", lying_glance.held(gate))
+    view = await rig.images.prefetch(image_id, NOBODY, pin=False, wait=False)
+    assert view.state is not ImageState.READY
+    await until(lambda: glance.calls("data"))
+    with pytest.raises(BaseInUseError) as refused:
+        await rig.images.evict(image_id, NOBODY)
+    assert refused.value.users == ({"kind": "waiter"},)
+    gate.set()
+    await rig.bases.ensure(image_id, NOBODY)
+    await rig.images.evict(image_id, NOBODY)
+    with pytest.raises(ImageNotFoundError):
+        await rig.images.show(image_id, NOBODY)
+
+
+async def test_pin_holds_until_it_is_taken_away(rig: Rig, glance: LyingGlance) -> None:
+    """A pinned image stays, and shows it."""
+    image_id = glance.add(DATA)
+    view = await rig.images.prefetch(image_id, NOBODY, pin=True, wait=True)
+    assert (view.state, view.pinned) == (ImageState.READY, True)
+    with pytest.raises(BaseInUseError) as refused:
+        await rig.images.evict(image_id, NOBODY)
+    assert refused.value.users == ({"kind": "pin", "detail": image_id},)
+    await rig.images.unpin(image_id, NOBODY)
+    await rig.images.evict(image_id, NOBODY)
+    assert list(rig.layout.bases.iterdir()) == list(rig.layout.trash.iterdir()) == []
+
+
+async def test_eviction_takes_everything_of_the_base(rig: Rig, glance: LyingGlance) -> None:
+    """Manifest and templates go with it, and so does every image that it stood for."""
+    first, second = glance.add(DATA), glance.add(DATA)
+    for number, image_id in enumerate((first, second)):
+        await rig.disks.create(disk_key(number), DiskSpec(image_id=image_id, size=None), NOBODY)
+        await rig.disks.delete(disk_key(number))
+    assert list(rig.layout.templates.iterdir())
+    await rig.images.evict(first, NOBODY)
+    for folder in (rig.layout.bases, rig.layout.templates, rig.layout.trash):
+        assert list(folder.iterdir()) == []
+    assert await rig.images.list_images(NOBODY) == []
+    assert rig.metric("evictions_total", reason="operator") == 1
+
+
+async def test_intent_that_came_to_nothing_can_be_evicted(rig: Rig, glance: LyingGlance) -> None:
+    """An image that Glance cannot send is shown as failed, and goes with its bytes."""
+    image_id = glance.add(DATA)
+    glance.always("data", lying_glance.status(503))
+    with pytest.raises(GlanceUnavailableError):
+        await rig.bases.ensure(image_id, NOBODY)
+    (view,) = await rig.images.list_images(NOBODY)
+    assert view.state is ImageState.FAILED
+    assert "503" in str(view.error)
+    await rig.images.evict(image_id, NOBODY)
+    assert await rig.images.list_images(NOBODY) == []
+    assert rig.left_in_ingest() == []
+
+
+async def test_images_of_others_are_not_shown(rig: Rig, glance: LyingGlance) -> None:
+    """A tenant sees of the cache what it may download, and can remove nothing else."""
+    own, other = glance.add(DATA), glance.add(b"other" * MIB)
+    for image_id in (own, other):
+        await rig.bases.ensure(image_id, NOBODY)
+    del glance.images[other]
+    assert [view.image.image_id for view in await rig.images.list_images(TENANT)] == [own]
+    for ask in (rig.images.show, rig.images.evict, rig.images.pin, rig.images.unpin):
+        with pytest.raises(ImageNotFoundError):
+            await ask(other, TENANT)
+    assert len(await rig.images.list_images(NOBODY)) == 2
