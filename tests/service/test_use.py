@@ -92,7 +92,7 @@ async def test_overlay_made_by_hand_is_found(
     assert await rig.use.proved(base) == (User(kind=UserKind.OVERLAY, path=path),)
 
 
-async def test_overlay_of_something_else_is_no_user(rig: Rig, base: Base, tmp_path: Path) -> None:
+async def test_overlay_of_something_else_is_no_user(rig: Rig, base: Base) -> None:
     """A base is not kept by those who use another one, nor by files that are no overlays."""
     folder = rig.layout.instances_dir / "by-hand"
     other = path_of(rig, base).with_name("other.raw")
@@ -100,7 +100,6 @@ async def test_overlay_of_something_else_is_no_user(rig: Rig, base: Base, tmp_pa
     await overlay(folder / "relative", path_of(rig, base).name)
     await overlay(folder / "json", "json:" + json.dumps({"driver": "file", "filename": str(other)}))
     (folder / "notes").write_text(str(path_of(rig, base)))
-    (folder / "gone").symlink_to(tmp_path / "gone")
     os.mkfifo(folder / "pipe")
     assert await rig.use.proved(base) == ()
 
@@ -109,18 +108,21 @@ async def test_other_folders_are_looked_through(tmp_path: Path, glance: LyingGla
     """Instances that another manager makes keep our bases too, if it is known where they lie."""
     require_programs("qemu-img")
     other = tmp_path / "other"
-    other.mkdir()
+    (other / "lost+found").mkdir(parents=True)
     storage = {"state_dir": str(tmp_path / "state"), "scan_dirs": [str(other)]}
     async with in_a_task(rig_on(tmp_path, glance.url, storage=storage)) as rig:
         base = (await rig.bases.ensure(glance.add(b"x" * MIB), NOBODY)).base
         assert await rig.use.proved(base) == ()
         path = await overlay(other / "deep" / "down" / "disk", str(path_of(rig, base)))
         assert await rig.use.proved(base) == (User(kind=UserKind.OVERLAY, path=path),)
-        # Not mounted: nobody knows what uses it.
+        # Not there, or not mounted: nobody knows what uses it.
         other.rename(tmp_path / "away")
-        (doubt,) = await rig.use.proved(base)
-    assert (doubt.kind, doubt.path) == (UserKind.OVERLAY, other)
-    assert "cannot be read" in str(doubt.detail)
+        (absent,) = await rig.use.proved(base)
+        other.mkdir()
+        (empty,) = await rig.use.proved(base)
+    assert absent.path == empty.path == other
+    assert "cannot be read" in str(absent.detail)
+    assert "mount point" in str(empty.detail)
 
 
 async def test_file_that_cannot_be_read_is_a_doubt(rig: Rig, base: Base) -> None:
@@ -130,6 +132,13 @@ async def test_file_that_cannot_be_read_is_a_doubt(rig: Rig, base: Base) -> None
     (doubt,) = await rig.use.proved(base)
     assert (doubt.kind, doubt.path) == (UserKind.OVERLAY, rig.layout.instances_dir)
     assert str(loop) in str(doubt.detail)
+
+
+async def test_link_that_leads_nowhere_is_a_doubt(rig: Rig, base: Base, tmp_path: Path) -> None:
+    """An instance on a volume that is not mounted now keeps what its overlays may need."""
+    (rig.layout.instances_dir / "volume").symlink_to(tmp_path / "not-mounted")
+    (doubt,) = await rig.use.proved(base)
+    assert "leads nowhere" in str(doubt.detail)
 
 
 async def test_overlay_behind_a_link_is_found(rig: Rig, base: Base, tmp_path: Path) -> None:
