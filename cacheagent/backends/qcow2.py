@@ -94,6 +94,12 @@ def overlays_below(folder: Path) -> Overlays:
                 backing_file = read_header(path).backing_file
             except NotQcow2Error:
                 continue
+            except FileNotFoundError:
+                # A file that goes meanwhile is nobody's; a link that leads nowhere may lead to
+                # an overlay on a volume that is not mounted.
+                if os.path.lexists(path):
+                    doubts.append(OSError(f"{path} is a link that leads nowhere"))
+                continue
             except OSError as error:
                 doubts.append(error)
                 continue
@@ -101,6 +107,15 @@ def overlays_below(folder: Path) -> Overlays:
                 backing_files[path] = backing_file
     real = (d for d in doubts if not isinstance(d, FileNotFoundError) or d.filename == str(folder))
     return Overlays(backing_files=backing_files, doubts=tuple(real))
+
+
+def is_empty(folder: Path) -> bool:
+    """Tell whether nothing lies in the folder; one that cannot be read is not known to be."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:

@@ -22,7 +22,8 @@ class Use:
     def __init__(self, parts: Parts) -> None:
         self._catalog = parts.catalog
         self._store = parts.store
-        self._folders = (parts.store.layout.instances_dir, *parts.config().storage.scan_dirs)
+        self._instances_dir = parts.store.layout.instances_dir
+        self._scan_dirs = parts.config().storage.scan_dirs
 
     async def recorded(self, base: Base) -> tuple[User, ...]:
         """Give the users that the catalog knows: disks and pins."""
@@ -41,7 +42,7 @@ class Use:
     async def proved(self, base: Base) -> tuple[User, ...]:
         """Give every user there is: the catalog's, overlays on disk, a QEMU with it open."""
         recorded = await self.recorded(base)
-        found = await self._store.run(
+        found = await self._store.run_long(
             self._look, self._store.layout.base(base.base_id, base.format)
         )
         known = {
@@ -53,7 +54,12 @@ class Use:
         return (*recorded, *(user for user in found if user.path not in known))
 
     def _look(self, base: Path) -> tuple[User, ...]:
-        users = [user for folder in self._folders for user in _overlay_users(folder, base)]
+        users = list(_overlay_users(self._instances_dir, base))
+        for folder in self._scan_dirs:
+            users += _overlay_users(folder, base)
+            if qcow2.is_empty(folder):
+                detail = "is empty, as a mount point is without its file system"
+                users.append(User(kind=UserKind.OVERLAY, path=folder, detail=detail))
         try:
             if locks.in_use(base):
                 users.append(User(kind=UserKind.QEMU, path=base))

@@ -13,12 +13,14 @@ import pytest
 from cacheagent.backends.store import BLOCK_SIZE, Block, Manifest, Store, files, manifest
 from cacheagent.errors import InsufficientSpaceError, StateDirBusyError
 from cacheagent.model import DiskFormat
-from cacheagent.policy.layout import Layout
+from cacheagent.policy.layout import Layout, unfinished
 from tests.fakes import values
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from cacheagent.model import GlanceImage
 
 
 def make_store(folder: Path) -> Store:
@@ -190,9 +192,12 @@ def test_full_disk_is_told_with_the_figures(tmp_path: Path) -> None:
     assert refused.value.available_bytes == files.usage(tmp_path).available
 
 
-async def write_blocks(store: Store, data: bytes) -> None:
-    """Let ``data`` arrive as the part of image 1, and record how far it came."""
-    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+IMAGE = replace(values.glance_image(1), size=4 * BLOCK_SIZE)
+
+
+async def write_blocks(store: Store, data: bytes, image: GlanceImage = IMAGE) -> None:
+    """Let ``data`` arrive as the part of an image, and record how far it came."""
+    async with store.part(image) as part:
         for start in range(0, len(data), BLOCK_SIZE):
             block = Block()
             block.take(memoryview(data[start : start + BLOCK_SIZE]))
@@ -209,7 +214,7 @@ async def test_part_goes_on_where_it_was(store: Store) -> None:
     async def feed(view: memoryview) -> None:
         seen.extend(view)
 
-    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+    async with store.part(IMAGE) as part:
         assert part.present == len(data)
         await part.read_present(feed)
     assert bytes(seen) == data
@@ -228,8 +233,43 @@ async def test_part_without_a_sound_record_starts_afresh(store: Store) -> None:
     """A record that a crash has cut is not believed."""
     await write_blocks(store, os.urandom(BLOCK_SIZE))
     store.layout.part_record(values.image_id(1)).write_text('{"size": 16777216, "pres')
-    async with store.part(replace(values.glance_image(1), size=4 * BLOCK_SIZE)) as part:
+    async with store.part(IMAGE) as part:
         assert part.present == 0
+
+
+async def test_zeros_stand_where_a_failed_try_had_written(store: Store) -> None:
+    """Bytes beyond the record, left by a try that was killed, are gone: zeros are not written."""
+    image = replace(values.glance_image(1), size=2 * BLOCK_SIZE)
+    await write_blocks(store, os.urandom(BLOCK_SIZE), image)
+    path = store.layout.part(values.image_id(1))
+    with path.open("r+b") as file:
+        file.seek(BLOCK_SIZE)
+        file.write(os.urandom(BLOCK_SIZE))
+    async with store.part(image) as part:
+        block = Block()
+        block.take(memoryview(bytes(BLOCK_SIZE)))
+        await part.write(block)
+    assert path.read_bytes()[BLOCK_SIZE:] == bytes(BLOCK_SIZE)
+
+
+async def test_part_that_was_nearly_published_can_be_gone_on_from(store: Store) -> None:
+    """A crash between the base's rights and its name does not leave a file that nobody can open."""
+    await write_blocks(store, os.urandom(BLOCK_SIZE))
+    path = store.layout.part(values.image_id(1))
+    path.chmod(0o440)
+    async with store.part(IMAGE) as part:
+        assert part.present == BLOCK_SIZE
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_record_that_finds_no_room_is_no_failure(store: Store) -> None:
+    """A disk that is full of the download still tells so, and not that a record failed."""
+    record = store.layout.part_record(values.image_id(1))
+    async with store.part(IMAGE) as part:
+        unfinished(record).mkdir()  # nothing can be written there
+        await part.save_record()
+        assert not record.exists()
+    unfinished(record).rmdir()
 
 
 async def test_zero_runs_stay_holes(store: Store) -> None:

@@ -68,8 +68,12 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in the folder to the device, so that a rename outlives a power loss."""
-    with open_fd(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+    # A folder may be a link that the operator made; what we write in it is ours all the same.
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -128,6 +132,13 @@ def _copy_some(reader: int, writer: int, offset: int, length: int) -> int:
             raise
     os.lseek(writer, offset, os.SEEK_SET)
     return os.sendfile(writer, reader, offset, length)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``; the system may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def data_runs(fd: int, size: int) -> Iterator[tuple[int, int]]:

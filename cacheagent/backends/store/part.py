@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import aiofiles
+import structlog
 
 from cacheagent.backends.store import files
 from cacheagent.policy.layout import unfinished
@@ -40,6 +41,8 @@ HOLE_SIZE = 64 << 10
 ALIGNMENT = 4096
 """What direct I/O asks of offsets, lengths and memory on the devices of today."""
 
+PART_MODE = 0o600
+_log = structlog.get_logger(__name__)
 _ZEROS = bytes(HOLE_SIZE)
 
 
@@ -116,7 +119,7 @@ class Part:
         thread = ThreadPoolExecutor(1, "part")
         part = cls(path, record, image, thread)
         try:
-            recorded = await _read_record(record, image)
+            recorded = await recorded_bytes(record, image)
             await part._run(part._open_file, recorded)
             yield part
         finally:
@@ -131,25 +134,26 @@ class Part:
     def _open_file(self, recorded: int) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with files.space_errors(self.path.parent, self.size):
+            # A crash while it was published has left it without the right to be written.
+            with contextlib.suppress(FileNotFoundError):
+                self.path.chmod(PART_MODE)
             try:
-                self._fd = os.open(self.path, flags | os.O_DIRECT, 0o600)
+                self._fd = os.open(self.path, flags | os.O_DIRECT, PART_MODE)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._fd = os.open(self.path, flags, 0o600)
-            if recorded and os.fstat(self._fd).st_size == self.size:
-                self.present = self._submitted = recorded
-            else:
-                self._empty()
+                self._fd = os.open(self.path, flags, PART_MODE)
+            self._cut(recorded if os.fstat(self._fd).st_size == self.size else 0)
 
     def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def _empty(self) -> None:
-        os.ftruncate(self._fd, 0)
+    def _cut(self, length: int) -> None:
+        """Keep the first ``length`` bytes; behind them nothing, so that zeros can be left out."""
+        os.ftruncate(self._fd, length)
         os.ftruncate(self._fd, self.size)
-        self.present = self._submitted = 0
+        self.present = self._submitted = length
 
     def write(self, block: Block) -> asyncio.Future[None]:
         """Begin to write the block behind all that was given before; the block stays untouched.
@@ -172,12 +176,18 @@ class Part:
             self.present += block.length
 
     async def save_record(self) -> None:
-        """Write down what is present, so that another ingest can go on from there."""
+        """Write down what is present, so that another ingest can go on from there.
+
+        Where that fails, say for want of room, the record stays as it was: it claims less.
+        """
         text = json.dumps({**_identity(self._image), "present": self.present})
         making = unfinished(self._record)
-        async with aiofiles.open(making, "w", encoding="utf-8") as file:
-            await file.write(text)
-        await self._run(making.replace, self._record)
+        try:
+            async with aiofiles.open(making, "w", encoding="utf-8") as file:
+                await file.write(text)
+            await self._run(making.replace, self._record)
+        except OSError as error:
+            _log.warning("the record of a download is not kept", why=str(error))
 
     async def read_present(self, feed: Callable[[memoryview], Awaitable[None]]) -> None:
         """Hand the bytes that are present to ``feed``, block by block.
@@ -197,7 +207,7 @@ class Part:
 
     async def restart(self) -> None:
         """Forget every byte that has arrived."""
-        await self._run(self._empty)
+        await self._run(self._cut, 0)
 
 
 def _identity(image: GlanceImage) -> dict[str, object]:
@@ -210,13 +220,13 @@ def _identity(image: GlanceImage) -> dict[str, object]:
     }
 
 
-async def _read_record(record: Path, image: GlanceImage) -> int:
+async def recorded_bytes(record: Path, image: GlanceImage) -> int:
     """Tell how many bytes of this very content are there; a record that is no use counts 0."""
     try:
         async with aiofiles.open(record, encoding="utf-8") as file:
             known = json.loads(await file.read())
         present = known.pop("present")
-    except (OSError, ValueError, AttributeError, KeyError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return 0
     same = known == _identity(image) and isinstance(present, int)
     return present // BLOCK_SIZE * BLOCK_SIZE if same and 0 < present <= (image.size or 0) else 0

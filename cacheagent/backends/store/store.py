@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files, manifest
 from cacheagent.backends.store.listing import list_folders
-from cacheagent.backends.store.part import Part
+from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import parse_base_name, parse_template_name, unfinished
@@ -39,6 +39,12 @@ FOLDER_MODE = 0o750
 THREADS = 4
 """Clones at once: each is mostly waiting for the device."""
 
+LONG_THREADS = 2
+"""Copies of whole disks and walks through folders at once; requests never wait for these."""
+
+LEAST_ROOM = 4096
+"""What is said to be needed where a small write finds no room: a block."""
+
 
 class Store:
     """The folders of one agent. Every coroutine works in the store's threads."""
@@ -48,14 +54,33 @@ class Store:
         self._group = -1 if group is None else group
         self._disk_mode = disk_mode
         self._threads = ThreadPoolExecutor(THREADS, "store")
+        self._long_threads = ThreadPoolExecutor(LONG_THREADS, "store-long")
         # Between the making of a folder and that of its first file, nobody removes the folder.
         self._folders = threading.Lock()
         self._lock_fd: int | None = None
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Run ``work`` in one of the store's threads; who is cancelled waits for its end."""
+        """Run ``work`` in one of the store's threads; who is cancelled waits for its end.
+
+        Raises:
+            InsufficientSpaceError: the file system is full.
+
+        """
+        return await self._run_in(self._threads, work, *arguments)
+
+    async def run_long(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do the same for work that takes long, beside that which requests wait for."""
+        return await self._run_in(self._long_threads, work, *arguments)
+
+    async def _run_in(
+        self, threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
+    ) -> T:
+        def guarded() -> T:
+            with files.space_errors(self.layout.state_dir, LEAST_ROOM):
+                return work(*arguments)
+
         loop = asyncio.get_running_loop()
-        return await uninterrupted(loop.run_in_executor(self._threads, work, *arguments))
+        return await uninterrupted(loop.run_in_executor(threads, guarded))
 
     # --- the folders -----------------------------------------------------------------------
 
@@ -92,6 +117,7 @@ class Store:
     async def close(self) -> None:
         """Let the state folder go; work that is under way ends first."""
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._long_threads.shutdown)
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -113,6 +139,14 @@ class Store:
         """Measure the file system that the bases lie on."""
         return await self.run(files.usage, self.layout.bases)
 
+    async def disk_usage(self) -> SpaceUsage:
+        """Measure the file system that the disks lie on."""
+        return await self.run(files.usage, self.layout.instances_dir)
+
+    async def is_one_file_system(self) -> bool:
+        """Tell whether bases and disks share their room."""
+        return await self.run(_same_device, self.layout.bases, self.layout.instances_dir)
+
     async def allocated(self, path: Path) -> int:
         """Count the bytes that a file of ours takes on its file system."""
         return await self.run(files.allocated, path)
@@ -131,6 +165,10 @@ class Store:
         """Open the file that the image arrives in; see ``Part.open``."""
         layout = self.layout
         return Part.open(layout.part(image.image_id), layout.part_record(image.image_id), image)
+
+    async def arrived_bytes(self, image: GlanceImage) -> int:
+        """Count the bytes of the image that an earlier ingest left for another to go on from."""
+        return await recorded_bytes(self.layout.part_record(image.image_id), image)
 
     async def discard_ingest(self, image_id: ImageId) -> None:
         """Remove whatever an ingest of the image left."""
@@ -156,8 +194,7 @@ class Store:
             InsufficientSpaceError: there is no room even for the manifest.
 
         """
-        with files.space_errors(self.layout.bases, 0):
-            return await self.run(self._publish, source, record)
+        return await self.run(self._publish, source, record)
 
     def _publish(self, source: Path, record: Manifest) -> Manifest:
         base = record.base
@@ -172,15 +209,14 @@ class Store:
 
     async def write_manifest(self, record: Manifest) -> None:
         """Replace the manifest of a base that is there."""
-        with files.space_errors(self.layout.bases, 0):
-            await self.run(self._write_manifest, record)
+        await self.run(self._write_manifest, record)
 
     def _write_manifest(self, record: Manifest) -> None:
         target = self.layout.manifest(record.base.base_id, record.base.format)
         making = unfinished(target)
         making.unlink(missing_ok=True)
         with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, BASE_MODE) as fd:
-            os.write(fd, manifest.dump(record))
+            files.write_all(fd, manifest.dump(record))
             os.fchown(fd, -1, self._group)
             os.fsync(fd)
         files.move(making, target)
@@ -197,7 +233,7 @@ class Store:
         layout = self.layout
         base = layout.base(base_id, disk_format)
         with contextlib.suppress(FileNotFoundError):
-            base.rename(layout.trashed(base_id, disk_format))
+            files.move(base, layout.trashed(base_id, disk_format))
         layout.manifest(base_id, disk_format).unlink(missing_ok=True)
         for template in layout.templates.iterdir():
             name = parse_template_name(template.name)
@@ -258,9 +294,8 @@ class Store:
             InsufficientSpaceError: the file system is full.
 
         """
-        with files.space_errors(target.parent, size):
-            await self.run(files.clone, source, target)
-            await self.run(os.truncate, target, size)
+        await self.run_long(files.clone, source, target)
+        await self.run(os.truncate, target, size)
 
     async def make_hole(self, path: Path, size: int) -> None:
         """Make an empty file ``size`` bytes long, without data."""
@@ -302,9 +337,17 @@ class Store:
     def _remove_disk_files(self, key: DiskKey, names: Iterable[Path]) -> None:
         folder = self.layout.instance(key.instance_id)
         _remove_all(names)
-        with self._folders, contextlib.suppress(OSError):
-            folder.rmdir()
-        files.sync_folder(folder if folder.exists() else folder.parent)
+        with self._folders:
+            try:
+                folder.rmdir()
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    files.sync_folder(folder)
+                    return
+                # One that was gone before has gone all the same.
+                if not isinstance(error, FileNotFoundError):
+                    raise
+            files.sync_folder(folder.parent)
 
     async def remove(self, paths: Iterable[Path]) -> None:
         """Remove files of ours that a plan names."""
@@ -319,6 +362,10 @@ def _remove_all(paths: Iterable[Path]) -> None:
 def _empty_trash(folder: Path) -> None:
     ours = (path for path in folder.iterdir() if parse_base_name(path.name))
     _remove_all([path for path in ours if files.is_regular(path)])
+
+
+def _same_device(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def _allocated_in(folder: Path) -> int:
