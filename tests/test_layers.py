@@ -21,6 +21,7 @@ LAYERS = (
     {"service"},
     {"loops"},
     {"api", "live"},
+    {"wiring"},
     {"daemon", "imageserver", "client"},
     {"cli"},
     {"__main__"},

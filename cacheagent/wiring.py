@@ -1,0 +1,194 @@
+"""An agent put together: each backend opened as it is configured, the services over all of them.
+
+What is opened here is closed by the stack that was handed in, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.api.services import Services
+from cacheagent.backends.catalog import Catalog
+from cacheagent.backends.glance import Glance, GlanceHooks, GlanceSettings
+from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoIdentity
+from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
+from cacheagent.backends.store import Store
+from cacheagent.errors import ConfigError
+from cacheagent.loops.reconciler import Reconciler
+from cacheagent.metrics import GLANCE_STATUSES, Metrics
+from cacheagent.policy.layout import Layout
+from cacheagent.service.access import Access
+from cacheagent.service.background import Background
+from cacheagent.service.bases import Bases
+from cacheagent.service.disks import Disks
+from cacheagent.service.images import Images
+from cacheagent.service.ingest import Ingest
+from cacheagent.service.making import Making
+from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.status import Status
+from cacheagent.service.use import Use
+from cacheagent.sync.throttle import Throttle
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from cacheagent.config import GlanceConfig, QemuConfig, StorageConfig
+    from cacheagent.service.parts import Parts
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A daemon's services, wired together over its backends."""
+
+    services: Services
+    status: Status
+    bases: Bases
+    background: Background
+    reconciler: Reconciler
+    metrics: Metrics
+
+
+def wire(parts: Parts) -> Agent:
+    """Make the services over their parts; nothing runs yet."""
+    access = Access(parts)
+    bases = Bases(parts, ingest=Ingest(parts), access=access)
+    use = Use(parts)
+    status = Status(parts, bases=bases)
+    return Agent(
+        services=Services(
+            disks=Disks(parts, bases=bases, access=access, making=Making(parts)),
+            images=Images(parts, bases=bases, use=use, access=access),
+            status=status,
+        ),
+        status=status,
+        bases=bases,
+        background=parts.background,
+        reconciler=Reconciler(Reconcile(parts, bases=bases), status.loops),
+        metrics=parts.metrics,
+    )
+
+
+async def open_store(stack: AsyncExitStack, config: StorageConfig) -> Store:
+    """Open the folders, and take the lock of the state folder.
+
+    Raises:
+        ConfigError: there is no such group, or a folder cannot be used.
+        StateDirBusyError: another agent has the state folder.
+
+    """
+    layout = Layout(state_dir=config.state_dir, instances_dir=config.instances_dir)
+    group = await asyncio.to_thread(file_group, config)
+    store = Store(layout, group=group, disk_mode=config.disk_mode)
+    stack.push_async_callback(store.close)
+    try:
+        await store.open()
+    except OSError as error:
+        where = error.filename or layout.state_dir
+        raise ConfigError(f"[storage]: {where}: {error.strerror or error}") from error
+    return store
+
+
+def file_group(config: StorageConfig) -> int | None:
+    """Give the group that disks and bases belong to; None = that of the daemon. It blocks.
+
+    Raises:
+        ConfigError: this host has no such group.
+
+    """
+    name = config.file_group
+    try:
+        return None if name is None else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"storage.file_group: there is no group {name!r}") from None
+
+
+async def open_catalog(stack: AsyncExitStack, path: Path) -> Catalog:
+    """Open the catalog; say where the files make it anew, and so what is lost.
+
+    Raises:
+        CatalogError: it cannot be used.
+
+    """
+    catalog = await Catalog.open(path)
+    stack.push_async_callback(catalog.close)
+    lost = "pins and times of last use are gone"
+    if catalog.set_aside is not None:
+        _log.error("the catalog was broken", lost=lost, set_aside=str(catalog.set_aside))
+    elif catalog.rebuilt:
+        _log.warning("there is no catalog; a first start, or it was removed", lost=lost)
+    return catalog
+
+
+async def open_glance(stack: AsyncExitStack, config: GlanceConfig, metrics: Metrics) -> Glance:
+    """Make the image service ready to be asked; nothing is asked of it yet.
+
+    Raises:
+        ConfigError: the cloud or the file of authorities cannot be used.
+
+    """
+    identity, ca_file = await _open_identity(stack, config, metrics)
+    hooks = GlanceHooks(
+        on_request=partial(_count_request, metrics),
+        on_resume=metrics.download_resumed_bytes_total.inc,
+        throttle=Throttle(config.bandwidth_limit).take,
+    )
+    settings = GlanceSettings(
+        connect_timeout=config.connect_timeout,
+        stall_timeout=config.stall_timeout,
+        retries=config.retries,
+        ca_file=ca_file,
+    )
+    return await stack.enter_async_context(Glance(settings, identity, hooks=hooks))
+
+
+async def _open_identity(
+    stack: AsyncExitStack, config: GlanceConfig, metrics: Metrics
+) -> tuple[NoIdentity | KeystoneIdentity, Path | None]:
+    """Give who we are to Glance, and the authorities that Glance's certificate is checked with."""
+    if config.auth == "none":
+        return NoIdentity(*config.endpoint), config.ca_file
+    settings = KeystoneSettings(
+        cloud=config.cloud,
+        region=config.region,
+        interface=config.interface,
+        endpoints=config.endpoint,
+        ca_file=config.ca_file,
+        timeout=config.connect_timeout,
+    )
+    identity = KeystoneIdentity(settings, on_failure=metrics.token_refresh_failures_total.inc)
+    stack.push_async_callback(identity.close)
+    await identity.start()
+    return identity, config.ca_file or identity.ca_file
+
+
+def _count_request(metrics: Metrics, call: str, status: str) -> None:
+    known = status if status in GLANCE_STATUSES else "other"
+    metrics.glance_requests_total.labels(call, known).inc()
+
+
+async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
+    """Give qemu-img, after asking for its version: without it no disk can be made.
+
+    Raises:
+        ProgramMissingError: it is not installed.
+
+    """
+    qemu = QemuImg(
+        QemuImgSettings(
+            binary=config.qemu_img,
+            cpu_time_limit=config.cpu_time_limit,
+            memory_limit=config.memory_limit,
+            convert_threads=config.convert_threads,
+        )
+    )
+    metrics.identify(qemu_img=await qemu.version())
+    return qemu
