@@ -114,16 +114,22 @@ class ApiConfig(_Section):
             raise ValueError("api.tls_cert and api.tls_key go together: one of them is missing")
         if self.tls_client_ca and not self.tls_cert:
             raise ValueError("api.tls_client_ca needs api.tls_cert and api.tls_key")
-        if self.listen and not self.listen.is_loopback:
-            self._check_guarded(self.listen)
+        if self.listen:
+            self.check_guarded(self.listen, "api.listen")
         return self
 
-    def _check_guarded(self, listen: HostPort) -> None:
+    def check_guarded(self, where: HostPort, key: str) -> None:
+        """Raise ``ValueError``, which begins with ``key``, if others can reach ``where`` unasked.
+
+        What is not loopback has TLS, and client certificates or bearer tokens.
+        """
+        if where.is_loopback:
+            return
         if not self.tls_cert:
-            raise ValueError(f"api.listen {listen} is not loopback: set api.tls_cert, api.tls_key")
+            raise ValueError(f"{key} {where} is not loopback: set api.tls_cert, api.tls_key")
         if not self.tls_client_ca and not self.token_file:
             raise ValueError(
-                f"api.listen {listen} is not loopback: set api.tls_client_ca or api.token_file"
+                f"{key} {where} is not loopback: set api.tls_client_ca or api.token_file"
             )
 
 

@@ -159,7 +159,7 @@ async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent
     stack.push_async_callback(runner.cleanup)
     passed = [one for named in passed_sockets(os.environ).values() for one in named]
     for listener in passed:
-        await listen.listen_passed(runner, listener, tls)
+        await listen.listen_passed(runner, listener, api, tls)
     if not passed:
         await listen.listen_unix(runner, api)
         stack.push_async_callback(asyncio.to_thread, api.socket.unlink, missing_ok=True)

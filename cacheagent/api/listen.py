@@ -51,11 +51,32 @@ async def listen_unix(runner: web.AppRunner, config: ApiConfig) -> None:
 
 
 async def listen_passed(
-    runner: web.AppRunner, listener: socket.socket, tls: ssl.SSLContext | None
+    runner: web.AppRunner,
+    listener: socket.socket,
+    config: ApiConfig,
+    tls: ssl.SSLContext | None,
 ) -> None:
-    """Serve on a socket that the service manager opened; under TLS where it is one of TCP."""
-    tls = None if listener.family == socket.AF_UNIX else tls
+    """Serve on a socket that the service manager opened; under TLS where it is one of TCP.
+
+    Raises:
+        ConfigError: it can be reached as ``api.listen`` may not be, or is no such socket.
+
+    """
+    if listener.family == socket.AF_UNIX:
+        await web.SockSite(runner, listener).start()
+        return
+    try:
+        config.check_guarded(_address(listener), "the passed socket")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     await web.SockSite(runner, listener, ssl_context=tls).start()
+
+
+def _address(listener: socket.socket) -> HostPort:
+    if listener.family not in {socket.AF_INET, socket.AF_INET6}:
+        raise ValueError(f"the passed socket is of {listener.family.name}, not Unix nor TCP")
+    host, port = listener.getsockname()[:2]
+    return HostPort(host, port)
 
 
 async def listen_tcp(
