@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.errors import BaseInUseError, ImageNotFoundError, ProblemError
+from cacheagent.errors import (
+    BaseInUseError,
+    ImageNotFoundError,
+    ProblemError,
+    RetryLaterError,
+    UnauthenticatedError,
+)
 from cacheagent.model import BaseState, CachedImage, ImageState, ImageView, User, UserKind
 from cacheagent.sync.uninterrupted import uninterrupted
 
@@ -19,6 +26,9 @@ if TYPE_CHECKING:
     from cacheagent.service.bases import Bases, Failure
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
+
+CHECKS = 8
+"""Questions to Glance that one list of images asks at the same time."""
 
 _log = structlog.get_logger(__name__)
 
@@ -36,20 +46,39 @@ class Images:
         self._access = access
 
     async def list_images(self, caller: Caller) -> Sequence[ImageView]:
-        """Give every image that is cached or coming, and that the caller may have."""
-        views = []
+        """Give every image that is cached or coming, and that the caller may have.
+
+        Raises:
+            UnauthenticatedError: nobody knows the caller's token.
+            GlanceUnavailableError: Glance cannot tell what the caller may have.
+
+        """
         known = {cached.image.image_id: cached for cached in await self._catalog.images()}
         failures = self._bases.failures().items()
-        failed = {image_id: _failed(failure) for image_id, failure in failures}
-        for cached in (failed | known).values():
+        found = {image_id: _failed(failure) for image_id, failure in failures} | known
+        slots = asyncio.Semaphore(CHECKS)
+        checks = [asyncio.ensure_future(self._may(each, caller, slots)) for each in found]
+        try:
+            allowed = await asyncio.gather(*checks)
+        finally:
+            # One answer that ends it all makes the others useless.
+            for check in checks:
+                check.cancel()
+        shown = zip(found.values(), allowed, strict=True)
+        return [await self._view(cached) for cached, may in shown if may]
+
+    async def _may(self, image_id: ImageId, caller: Caller, slots: asyncio.Semaphore) -> bool:
+        """Tell whether the caller may have the image; raise what is not about this image alone."""
+        async with slots:
             try:
-                await self._access.check(cached.image.image_id, caller)
+                await self._access.check(image_id, caller)
+            except (UnauthenticatedError, RetryLaterError):
+                raise
             except ProblemError as error:
                 if error.status >= ProblemError.status:
-                    raise
-                continue
-            views.append(await self._view(cached))
-        return views
+                    _log.warning("left out of a list", image_id=image_id, why=str(error))
+                return False
+            return True
 
     async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
         """Give the image with all who use it.
