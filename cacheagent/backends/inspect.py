@@ -17,7 +17,7 @@ from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, examine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INSPECTION_VERSION: Final = 1
+INSPECTION_VERSION: Final = 2
 """Counts the changes of the rules: a base inspected by fewer of them is to be looked at again."""
 
 # The library finds structures only where it sees their beginning in a later piece than what

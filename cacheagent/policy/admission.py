@@ -30,7 +30,7 @@ header                      the fields of its header are in their range
 truncated                   its tables end before the file does
 descriptor                  its VMDK descriptor is plain, with one extent (CVE-2022-47951)
 text-descriptor             it is not a mere VMDK descriptor, which names other files
-footer                      the footer of a VMDK agrees with its header
+footer                      the footer of a VMDK agrees with its header, and has a capacity
 banned                      the format is one that can be checked
 incomplete                  the file is long enough for its own header
 inspector-failed            the inspector of its format understood it

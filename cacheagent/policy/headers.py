@@ -39,9 +39,18 @@ _MAGICS: Final = (
 # What QEMU's own probe takes for a VMDK descriptor: comments and blank lines, then a version.
 _VERSION_LINE = re.compile(rb"(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n")
 _DESCRIPTOR_COMMENT = re.compile(rb"#\s*disk\s*descriptorfile", re.IGNORECASE)
-_EXTENT_LINE = re.compile(rb"^[ \t]*(?:rw|rdonly|noaccess)\b", re.MULTILINE)
+
+# QEMU and oslo.utils read a descriptor in different ways, so only what both understand alike is
+# let in. QEMU takes whitespace of any kind, across lines too, between the words of an extent.
+_STRANGE = re.compile(rb"[^\t\n\r\x20-\x7e]")
+_CREATE_TYPE = re.compile(
+    rb'^createType="(?:monolithicSparse|streamOptimized)"[ \t]*\r?$', re.MULTILINE
+)
+_EXTENT_START = re.compile(rb"^[ \t\r]*(?:rw|rdonly|noaccess)\b", re.MULTILINE)
+_EXTENT = re.compile(rb'^(?:RW|RDONLY) [0-9]{1,19} SPARSE "[^"/\n\r]+"[ \t]*\r?$', re.MULTILINE)
 _PARENT_CID = re.compile(rb"parentcid[ \t]*=[ \t]*([^\s]*)")
 _NO_PARENT = b"ffffffff"
+_VMDK_DIRECTORY_AT_END = (1 << 64) - 1
 
 _QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQI")
 _QCOW2_V3 = struct.Struct(">QQQI")
@@ -72,8 +81,8 @@ def examine(head: bytes, tail: bytes, length: int) -> Seen:
     if "qcow2" in formats:
         failures += _qcow2_failures(head, length)
     if head.startswith(b"KDMV"):
-        failures += _vmdk_failures(head)
-        virtual_size = _vmdk_footer_size(tail)
+        failures += _vmdk_failures(head, tail, length)
+        virtual_size = _vmdk_footer_capacity(tail) * _SECTOR if _has_vmdk_footer(head) else 0
     if _is_text_descriptor(head):
         formats.add("vmdk")
         failures.append(_failure("vmdk", "text-descriptor", "it only names other files"))
@@ -128,26 +137,46 @@ def _qcow2_v3_failures(head: bytes) -> Iterator[Failure]:
         yield _failure("qcow2", "header", "its refcount width is out of range")
 
 
-def _vmdk_failures(head: bytes) -> Iterator[Failure]:
+def _vmdk_failures(head: bytes, tail: bytes, length: int) -> Iterator[Failure]:
+    # QEMU takes a header without a capacity for that of a text descriptor, and opens the files
+    # that the extents name (vmdk_open_vmdk4 in block/vmdk.c).
+    if not int.from_bytes(head[12:20], "little"):
+        yield _failure("vmdk", "header", "its header has no capacity")
+    yield from _vmdk_descriptor_failures(head)
+    if not _has_vmdk_footer(head):
+        return
+    if length % _SECTOR:  # QEMU counts the sectors of the footer from the end, rounded up
+        yield _failure("vmdk", "footer", "its footer does not end where a sector does")
+    elif not _vmdk_footer_capacity(tail):
+        yield _failure("vmdk", "footer", "its footer has no capacity")
+
+
+def _vmdk_descriptor_failures(head: bytes) -> Iterator[Failure]:
     # QEMU looks for the parent in all the text from the descriptor's offset on, whatever length
     # the header gives it; so does this.
-    text, end, _ = head[_SECTOR:].partition(b"\x00")
-    text = text.lower()
+    given, end, _ = head[_SECTOR:].partition(b"\x00")
+    text = given.lower()
     if not end:
         yield _failure("vmdk", "descriptor", "its descriptor has no end")
     parents = _PARENT_CID.findall(text)
     if b"parentfilenamehint" in text or any(parent != _NO_PARENT for parent in parents):
         yield _failure("vmdk", "backing-file", "it names a parent")
-    if len(_EXTENT_LINE.findall(text)) != 1:
-        yield _failure("vmdk", "descriptor", "it does not have exactly one extent")
+    if _STRANGE.search(given):
+        yield _failure("vmdk", "descriptor", "its descriptor is not plain text")
+    if text.count(b"createtype") != 1 or not _CREATE_TYPE.search(given):
+        yield _failure("vmdk", "descriptor", "it is not plainly of a type that is accepted")
+    if len(_EXTENT_START.findall(text)) != 1 or not _EXTENT.search(given):
+        yield _failure("vmdk", "descriptor", "it does not have exactly one plain extent")
 
 
-def _vmdk_footer_size(tail: bytes) -> int:
-    # A footer takes precedence over the header, so its capacity counts as well.
+def _has_vmdk_footer(head: bytes) -> bool:
+    # Only then QEMU reads a footer, which takes precedence over the header, its capacity as well.
+    return int.from_bytes(head[56:64], "little") == _VMDK_DIRECTORY_AT_END
+
+
+def _vmdk_footer_capacity(tail: bytes) -> int:
     footer = tail[-2 * _SECTOR : -_SECTOR]
-    if not footer.startswith(b"KDMV") or len(footer) < _SECTOR:
-        return 0
-    return int.from_bytes(footer[12:20], "little") * _SECTOR
+    return int.from_bytes(footer[12:20], "little") if footer.startswith(b"KDMV") else 0
 
 
 def _is_text_descriptor(head: bytes) -> bool:

@@ -209,6 +209,20 @@ def test_a_hostile_vmdk_is_refused(reason: str, content: bytes) -> None:
     assert refused("vmdk", content) == reason
 
 
+def test_a_vmdk_that_would_have_qemu_open_a_file_of_this_host_is_refused() -> None:
+    """Without a capacity in its header QEMU opens the extent, which oslo.utils takes for a field.
+
+    The footer lends it a size, and the comment is the type that QEMU reads.
+    """
+    descriptor = images.vmdk_descriptor(
+        "monolithicSparse",
+        extents=('\x1cRW 100 SPARSE "x.vmdk"', 'RW\t100\tFLAT\t"/etc/passwd"\t0\t='),
+    ).replace(b"version=1", b'# createType: monolithicFlat"\nversion=1')
+    footer = images.vmdk(b"", footer_capacity=100)[-1536:]
+    assert refused("vmdk", images.vmdk(descriptor, capacity=0) + footer) == "header"
+    assert refused("vmdk", images.vmdk(descriptor)) == "descriptor"
+
+
 @pytest.mark.parametrize("disk_format", ["vdi", "vhd", "vhdx", "qcow2", "vmdk", "iso"])
 def test_what_is_not_there_is_not_believed(disk_format: str) -> None:
     """Content without the format that Glance says is refused, and not opened as raw."""

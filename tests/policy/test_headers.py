@@ -73,9 +73,18 @@ def test_a_magic_tells_a_format_however_little_follows(magic: bytes, name: str) 
     assert seen(magic).formats == {name}
 
 
-def test_a_sound_vmdk_breaks_no_rule() -> None:
-    """A descriptor with one extent and no parent is what is expected."""
-    assert rules(images.vmdk(images.vmdk_descriptor())) == set()
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        images.vmdk_descriptor(),
+        images.vmdk_descriptor("monolithicSparse").replace(b"\n", b" \r\n"),
+        images.vmdk_descriptor(extents=('RDONLY 2048 SPARSE "call-me-stream.vmdk"',)),
+    ],
+)
+@pytest.mark.parametrize("footer_capacity", [None, 2048])
+def test_a_sound_vmdk_breaks_no_rule(descriptor: bytes, footer_capacity: int | None) -> None:
+    """A descriptor with one extent and no parent, as QEMU and VMware write it, is let pass."""
+    assert rules(images.vmdk(descriptor, footer_capacity=footer_capacity)) == set()
 
 
 @pytest.mark.parametrize(
@@ -86,6 +95,17 @@ def test_a_sound_vmdk_breaks_no_rule() -> None:
         ("backing-file", images.vmdk_descriptor(more='PARENTFILENAMEHINT="x"')),
         ("descriptor", images.vmdk_descriptor(extents=())),
         ("descriptor", images.vmdk_descriptor(extents=('RW 1 SPARSE "a"', 'RW 1 FLAT "b"'))),
+        ("descriptor", images.vmdk_descriptor(extents=('RW\t1\tFLAT\t"/etc/passwd"\t0\t=',))),
+        ("descriptor", images.vmdk_descriptor(extents=('RW 1 SPARSE "/etc/passwd"',))),
+        ("descriptor", images.vmdk_descriptor(extents=('RW 1 SPARSE "a" 0',))),
+        ("descriptor", images.vmdk_descriptor(extents=("RW", '1 FLAT "a" 0'))),
+        ("descriptor", images.vmdk_descriptor(more='\rRW 1 FLAT "a" 0')),
+        ("descriptor", images.vmdk_descriptor(extents=('\x1cRW 1 SPARSE "a"',))),
+        ("descriptor", images.vmdk_descriptor(more="\x1c")),
+        ("descriptor", images.vmdk_descriptor(more="ä")),
+        ("descriptor", images.vmdk_descriptor("monolithicFlat")),
+        ("descriptor", images.vmdk_descriptor(more='# createType: monolithicFlat"')),
+        ("descriptor", images.vmdk_descriptor().replace(b'createType="', b'createType ="')),
     ],
 )
 def test_a_vmdk_that_names_other_files_is_seen(rule: str, descriptor: bytes) -> None:
@@ -99,10 +119,36 @@ def test_a_descriptor_without_an_end_is_not_trusted() -> None:
     assert rules(images.vmdk(descriptor)) == {"descriptor"}
 
 
+def test_a_vmdk_without_a_capacity_is_not_given_to_qemu() -> None:
+    """QEMU takes its descriptor for one of other files, and opens those."""
+    assert rules(images.vmdk(images.vmdk_descriptor(), capacity=0)) == {"header"}
+
+
 def test_the_footer_of_a_vmdk_counts_as_its_header_does() -> None:
     """QEMU believes the footer, so a larger disk there is the size that is limited."""
     content = images.vmdk(images.vmdk_descriptor(), footer_capacity=1 << 40)
     assert seen(content).virtual_size == 512 << 40
+
+
+def test_a_footer_that_no_header_speaks_of_is_none() -> None:
+    """What merely looks like a footer does not lend its capacity to a header that has none."""
+    unspoken = images.vmdk(images.vmdk_descriptor(), footer_capacity=2048)[-1536:]
+    content = images.vmdk(images.vmdk_descriptor(), capacity=0) + unspoken
+    assert seen(content).virtual_size == 0
+    assert rules(content) == {"header"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        images.vmdk(images.vmdk_descriptor(), footer_capacity=0),
+        images.vmdk(images.vmdk_descriptor(), footer_capacity=2048)[:-512],
+        images.vmdk(images.vmdk_descriptor(), footer_capacity=2048) + b"\0",
+    ],
+)
+def test_a_footer_that_qemu_would_read_otherwise_is_refused(content: bytes) -> None:
+    """Without a capacity, not there, or where QEMU would look in another place."""
+    assert rules(content) == {"footer"}
 
 
 @pytest.mark.parametrize(
