@@ -110,6 +110,9 @@ class Inspection:
         if name in self._gone_wrong:
             yield _failure(name, "inspector-failed", self._gone_wrong[name])
             return
+        if name == "vmdk" and not self._head.startswith(b"KDMV"):
+            # Text, however it begins: where QEMU is told the format, it reads it all the same.
+            yield _failure(name, "text-descriptor", "it only names other files")
         if not inspector.complete:
             yield _failure(name, "incomplete", "the file ends too early")
             return

@@ -86,13 +86,12 @@ def examine(head: bytes, tail: bytes, length: int) -> Seen:
     if _is_text_descriptor(head):
         formats.add("vmdk")
         failures.append(_failure("vmdk", "text-descriptor", "it only names other files"))
-    footer = tail[-_SECTOR:]
-    if footer.startswith(b"conectix") and len(footer) == _SECTOR:
-        if "vhd" not in formats and int.from_bytes(footer[60:64], "big") == _VHD_FIXED:
-            formats.add("vhd-fixed")
-        virtual_size = max(virtual_size, _vhd_size(footer))
+    footer = _vhd_footer(tail)
     if "vhd" in formats:
-        virtual_size = max(virtual_size, _vhd_size(head))
+        virtual_size = max(virtual_size, _vhd_size(head), _vhd_size(footer))
+    elif int.from_bytes(footer[60:64], "big") == _VHD_FIXED:
+        formats.add("vhd-fixed")
+        virtual_size = max(virtual_size, _vhd_size(footer))
     return Seen(formats=frozenset(formats), failures=tuple(failures), virtual_size=virtual_size)
 
 
@@ -183,6 +182,11 @@ def _is_text_descriptor(head: bytes) -> bool:
     # NUL bytes behind the text hide it from oslo.utils, while QEMU opens the files it names.
     start = head[:65536].lstrip(b" \t\r\n")
     return bool(_DESCRIPTOR_COMMENT.match(start) or _VERSION_LINE.match(start))
+
+
+def _vhd_footer(tail: bytes) -> bytes:
+    footer = tail[-_SECTOR:]
+    return footer if footer.startswith(b"conectix") and len(footer) == _SECTOR else b""
 
 
 def _vhd_size(footer: bytes) -> int:

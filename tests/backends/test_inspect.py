@@ -223,6 +223,18 @@ def test_a_vmdk_that_would_have_qemu_open_a_file_of_this_host_is_refused() -> No
     assert refused("vmdk", images.vmdk(descriptor)) == "descriptor"
 
 
+def test_a_text_descriptor_is_refused_however_it_begins() -> None:
+    """QEMU reads it where it is told the format, and a foreign footer lends it no size."""
+    text = images.vmdk_descriptor("monolithicSparse").replace(b"# Disk DescriptorFile\n", b"")
+    text += b"# " + b" " * 512 + b"\n"
+    content = text.ljust(2 * MIB, b"\0") + images.vhd_footer(MIB, kind=3)
+    assert text.startswith(b"version=1"), "as QEMU begins one itself"
+    assert refused("vmdk", content) == "text-descriptor"
+    other_start = content.replace(b"version=1\nCID=12345678\n", b"CID=12345678\nversion=1\n")
+    assert inspect(other_start).virtual_size == 0
+    assert refused("vmdk", other_start) == "text-descriptor"
+
+
 @pytest.mark.parametrize("disk_format", ["vdi", "vhd", "vhdx", "qcow2", "vmdk", "iso"])
 def test_what_is_not_there_is_not_believed(disk_format: str) -> None:
     """Content without the format that Glance says is refused, and not opened as raw."""
