@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cacheagent.errors import GlanceRefusedError, GlanceUnavailableError
 from cacheagent.policy.answers import (
@@ -178,8 +180,21 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
         ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
         ("Thu, 01 Jan 2026 12:00:30 -0000", 30.0),
         ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Thu, 01 Jan 2026 00:00:00 +99999999999999999999", None),
+        ("Thu, 32 Jan 2026 00:00:00 GMT", None),
     ],
 )
 def test_a_retry_after_is_seconds_from_now(text: str | None, expected: float | None) -> None:
     """Numbers and dates are understood, anything else counts as not told."""
     assert parse_retry_after(text, NOW) == expected
+
+
+@given(
+    st.text(max_size=60)
+    | st.from_regex(r"[A-Z][a-z]{2}, \d{1,30} Jan \d{1,30} \d{1,30}:\d\d:\d\d( [+-]\d{1,30})?")
+)
+def test_no_retry_after_makes_it_fail(text: str) -> None:
+    """Whatever a server sends, there is a time to wait, or none is told."""
+    seconds = parse_retry_after(text, NOW)
+    assert seconds is None or seconds >= 0
