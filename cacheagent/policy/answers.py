@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
 
 from cacheagent.errors import GlanceRefusedError, GlanceUnavailableError
 
@@ -143,3 +144,17 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
         return max(0.0, (when - now).total_seconds())
     except (ValueError, OverflowError):  # no date, or one that no calendar has
         return None
+
+
+def plain_url(text: str) -> str:
+    """Give scheme, host and path of an address, which may be shown to anybody.
+
+    A user, a password, a query (a signature) and a fragment are left out; so is all of what is
+    no address.
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -264,6 +264,17 @@ async def test_a_redirect_is_refused_and_takes_no_token_along(service: LyingGlan
         assert other.seen == []
 
 
+async def test_a_redirect_to_a_signed_address_keeps_its_secret(service: LyingGlance) -> None:
+    """Whoever has such an address may use it: the error names the place and not the key."""
+    signed = "https://key:secret@store.test/bucket/1?Signature=secret"
+    service.always("data", lies.status(302, Location=signed))
+    async with client(Tokens([service.url]), Notes()) as glance:
+        image = await glance.show(service.add(DATA), NOBODY)
+        with pytest.raises(GlanceRefusedError, match=r"to https://store\.test/b") as caught:
+            await download(glance, image)
+    assert "secret" not in str(caught.value)
+
+
 # Retries and endpoints
 
 

@@ -16,6 +16,7 @@ from cacheagent.policy.answers import (
     parse_range,
     parse_retry_after,
     place_body,
+    plain_url,
 )
 
 SIZE = 100
@@ -198,3 +199,19 @@ def test_no_retry_after_makes_it_fail(text: str) -> None:
     """Whatever a server sends, there is a time to wait, or none is told."""
     seconds = parse_retry_after(text, NOW)
     assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://image.test:9292/v2/a", "https://image.test:9292/v2/a"),
+        ("https://user:secret@image.test/a?sig=secret#secret", "https://image.test/a"),
+        ("http://[::1]:80/a", "http://[::1]:80/a"),
+        ("//user@image.test/a", "//image.test/a"),
+        ("/v2/a?sig=secret", "/v2/a"),
+        ("http://[secret", ""),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(text: str, expected: str) -> None:
+    """Scheme, host and path tell an operator enough."""
+    assert plain_url(text) == expected

@@ -24,7 +24,7 @@ from cacheagent.errors import (
     UnauthenticatedError,
 )
 from cacheagent.model import UUID_PATTERN, Caller, ImageId
-from cacheagent.policy.answers import Head, parse_retry_after
+from cacheagent.policy.answers import Head, parse_retry_after, plain_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -298,7 +298,8 @@ class Channel:
             asked = parse_retry_after(answer.headers.get("Retry-After"), self._now())
             return FailureError(f"{answer.url}: {_say(status)}", asked=asked)
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-            where = answer.headers.get("Location", "nowhere")
+            # The address itself may be a credential, as those that stores sign.
+            where = plain_url(answer.headers.get("Location", "")) or "nowhere"
             message = f"{answer.url} redirects to {where}; redirects are not followed"
             return _refused(status, message)
         known = None if ask is None else _error_about(status, ask)
