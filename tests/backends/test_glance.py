@@ -323,6 +323,44 @@ async def test_the_next_endpoint_is_tried_at_once(service: LyingGlance, notes: N
     assert notes.requests[0] == ("versions", "none")
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lies.versions("v1.1", "v1.0"),
+        lies.status(404),
+        lies.status(302, Location="/elsewhere"),
+        lies.text("<html>hello</html>"),
+    ],
+)
+async def test_an_endpoint_that_is_no_image_service_does_not_hide_the_others(
+    service: LyingGlance, notes: Notes, lie: lies.Lie
+) -> None:
+    """It is passed over without a wait, and asked last for a while."""
+    image_id = service.add(DATA)
+    async with LyingGlance() as wrong:
+        wrong.always("versions", lie)
+        async with client(Tokens([wrong.url, service.url]), notes) as glance:
+            await glance.show(image_id, NOBODY)
+            await glance.show(image_id, NOBODY)
+        assert len(wrong.seen) == 1
+    assert notes.waits == []
+
+
+@pytest.mark.parametrize("wrong_first", [True, False])
+async def test_beside_a_wrong_endpoint_one_that_fails_is_waited_for(
+    service: LyingGlance, notes: Notes, *, wrong_first: bool
+) -> None:
+    """What may pass is tried again, whichever of them comes first."""
+    image_id = service.add(DATA)
+    service.lie("versions", lies.status(503))
+    async with LyingGlance() as wrong:
+        wrong.always("versions", lies.status(404))
+        urls = [wrong.url, service.url] if wrong_first else [service.url, wrong.url]
+        async with client(Tokens(urls), notes) as glance:
+            assert (await glance.show(image_id, NOBODY)).image_id == image_id
+    assert len(notes.waits) == 1
+
+
 async def test_a_download_goes_on_at_another_endpoint(service: LyingGlance, notes: Notes) -> None:
     """Where the body breaks off at one endpoint, the rest comes from the next."""
     image_id = service.add(DATA)

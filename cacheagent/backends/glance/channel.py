@@ -108,6 +108,10 @@ class FailureError(GlanceUnavailableError):
         self.hopeless = hopeless
 
 
+class EndpointError(GlanceRefusedError):
+    """An endpoint that is no image service of version 2; another may be."""
+
+
 class Answer:
     """An answer of the service, to be used as a context; leaving it gives the connection back.
 
@@ -170,7 +174,7 @@ class Answer:
 class Channel:
     """Sends requests, each to the first endpoint that answers.
 
-    An endpoint that failed is tried last for a while.
+    An endpoint that failed, or is no image service, is tried last for a while.
     """
 
     def __init__(
@@ -216,16 +220,22 @@ class Channel:
         """Give an answer of the 2xx kind, whose body is still to be read.
 
         Raises: ``FailureError`` or another ``GlanceUnavailableError`` where no endpoint gave an
-        answer; the error that stands for the answer where it is another one.
+        answer; the error that stands for the answer where it is another one; ``EndpointError``
+        where no endpoint is an image service.
         """
-        failure: GlanceUnavailableError = FailureError("no endpoint of the image service is known")
+        failure: FailureError | None = None
+        refusal: EndpointError | None = None
         for endpoint in self._by_preference(await self._tokens.endpoints()):
             try:
                 return await self._open_at(endpoint, ask)
             except FailureError as error:
                 self._rest(endpoint)
                 failure = error
-        raise failure
+            except EndpointError as error:
+                self._rest(endpoint)
+                refusal = error
+        # One that failed may be well again soon, which is worth another attempt.
+        raise failure or refusal or FailureError("no endpoint of the image service is known")
 
     def _by_preference(self, endpoints: Sequence[str]) -> Sequence[str]:
         now = asyncio.get_running_loop().time()
@@ -235,8 +245,6 @@ class Channel:
         self._rests_until[endpoint] = asyncio.get_running_loop().time() + _REST_SECONDS
 
     async def _open_at(self, endpoint: str, ask: Ask) -> Answer:
-        if endpoint not in self._bases:
-            self._bases[endpoint] = await self._discover(endpoint)
         token = await self._tokens.token()
         answer = await self._ask(endpoint, ask, token)
         if answer.status == HTTPStatus.UNAUTHORIZED and token is not None:
@@ -252,8 +260,16 @@ class Channel:
 
     async def _ask(self, endpoint: str, ask: Ask, token: str | None) -> Answer:
         headers = _headers(ask, token)
-        response = await self._get(ask.call, self._bases[endpoint] + ask.path, headers)
+        response = await self._get(ask.call, await self._base(endpoint) + ask.path, headers)
         return Answer(response, on_failure=lambda: self._rest(endpoint))
+
+    async def _base(self, endpoint: str) -> str:
+        if endpoint not in self._bases:
+            try:
+                self._bases[endpoint] = await self._discover(endpoint)
+            except GlanceRefusedError as error:
+                raise EndpointError(str(error), glance_status=error.glance_status) from error
+        return self._bases[endpoint]
 
     async def _discover(self, endpoint: str) -> str:
         """Find the base of version 2 of the API; the endpoint may name a version or none."""
