@@ -107,6 +107,8 @@ def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("is not the address of an HTTP service")
+    if "@" in parts.netloc:  # it is logged and shown
+        raise ValueError("must not hold a user name or a password")
     return value.rstrip("/")
 
 

@@ -66,6 +66,10 @@ def test_values_become_bytes_seconds_modes_and_paths() -> None:
         ('api.listen = "[::x]:1"', "api.listen: "),
         ("metrics.listen = 9877", "metrics.listen: must be a text"),
         ('glance.endpoint = "glance:9292"', "glance.endpoint.0: is not the address of an HTTP"),
+        (
+            'glance.endpoint = "http://u:pass@host:1"',
+            "glance.endpoint.0: must not hold a user name",
+        ),
         ('images.allowed_formats = ["raw", "qed"]', "images.allowed_formats.1: Input should be"),
         ("images.allowed_formats = []", "images.allowed_formats: "),
         ('overlay.options = "size=1G"', "overlay.options: must not name size"),

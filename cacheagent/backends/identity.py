@@ -21,6 +21,7 @@ from keystoneauth1.identity.base import BaseIdentityPlugin
 from openstack.config import OpenStackConfig
 
 from cacheagent.errors import ConfigError, GlanceRefusedError, GlanceUnavailableError
+from cacheagent.policy.answers import plain_url
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class KeystoneIdentity:
     async def endpoints(self) -> Sequence[str]:
         """Give the base URLs of the image service, in order of preference.
 
+        Those that were not configured here are without user and password: they are logged.
         Raises: ``GlanceRefusedError`` where the catalogue has none; as ``token``.
         """
         if self._started.endpoints:
@@ -206,7 +208,7 @@ def _load(settings: KeystoneSettings) -> _Cloud:
         region = config.get_one(cloud=settings.cloud, **overrides)
         session = region.get_session()
         verify, _ = region.get_requests_verify_args()
-        image_endpoint = region.get_endpoint("image")
+        image_endpoint = plain_url(region.get_endpoint("image") or "")
     if not isinstance(region.get_auth(), BaseIdentityPlugin):
         raise ConfigError(f"{_name(settings.cloud)} gives no tokens of Keystone, see glance.auth")
     session.timeout = session.timeout or settings.timeout
@@ -256,7 +258,9 @@ def _image_services(access: Any, cloud: _Cloud) -> tuple[str, ...]:  # noqa: ANN
     )
     services = [service for each in found.values() for service in each]
     return tuple(
-        service.url for service in services if service.region_name == services[0].region_name
+        plain_url(service.url)
+        for service in services
+        if service.region_name == services[0].region_name
     )
 
 

@@ -204,6 +204,18 @@ async def test_a_configured_endpoint_needs_no_catalogue(
     assert keystone.logins == 0
 
 
+async def test_an_endpoint_of_others_leaves_its_password_behind(
+    clouds: Clouds, keystone: FakeKeystone
+) -> None:
+    """Neither the catalogue nor the entry brings a secret to where addresses are shown."""
+    keystone.endpoints = [("RegionOne", "http://user:secret@image.test:9292/image")]
+    of_catalogue = await clouds.start()
+    assert list(await of_catalogue.endpoints()) == ["http://image.test:9292/image"]
+    clouds.write(keystone.url, image_endpoint_override="http://user:secret@entry.test")
+    of_entry = await clouds.start()
+    assert list(await of_entry.endpoints()) == ["http://entry.test"]
+
+
 async def test_the_certificate_authorities_of_the_cloud_are_known(
     clouds: Clouds, keystone: FakeKeystone
 ) -> None:
