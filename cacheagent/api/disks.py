@@ -6,21 +6,14 @@ from typing import TYPE_CHECKING
 
 from cacheagent.api import convert, reading, wire
 from cacheagent.api.context import SERVICES
-from cacheagent.api.reply import Reply, Result, empty_reply, json_reply
+from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply
 from cacheagent.api.requests import DiskRequest
-from cacheagent.model import CacheResult, DiskState
+from cacheagent.model import DiskState
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from cacheagent.model import DiskKey, DiskView
-
-_RESULTS: dict[CacheResult, Result] = {
-    CacheResult.HIT: "hit",
-    CacheResult.MISS: "miss",
-    CacheResult.JOINED: "joined",
-    CacheResult.BLANK: "hit",
-}
 
 
 async def create(request: web.Request) -> Reply:
@@ -37,7 +30,7 @@ async def create(request: web.Request) -> Reply:
     return json_reply(
         201 if made else 200,
         convert.disk(view),
-        result=_RESULTS[view.disk.cache] if made else "hit",
+        result=RESULTS[view.disk.cache] if made else "hit",
         headers={"Location": _location(key)} if made else None,
     )
 
@@ -46,7 +39,7 @@ def _coming(key: DiskKey, view: DiskView) -> Reply:
     return json_reply(
         202,
         convert.disk(view),
-        result=_RESULTS[view.disk.cache],
+        result=RESULTS[view.disk.cache],
         headers={"Location": _location(key), "Preference-Applied": "respond-async"},
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cacheagent.api import convert, reading, wire
 from cacheagent.api.context import SERVICES
-from cacheagent.api.reply import Reply, empty_reply, json_reply
+from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply
 from cacheagent.api.requests import PrefetchRequest
 from cacheagent.model import ImageState
 
@@ -33,16 +32,13 @@ async def prefetch(request: web.Request) -> Reply:
     """Bring the image in."""
     image_id, caller = reading.image_id(request), reading.caller(request)
     wanted = await reading.body(request, PrefetchRequest, required=False)
-    began = datetime.now(UTC)
-    view = await request.app[SERVICES].images.prefetch(
+    view, found = await request.app[SERVICES].images.prefetch(
         image_id, caller, pin=wanted.pin, wait=wanted.wait
     )
-    # A base that came while we waited was no hit, whoever else asked for it.
-    was_here = view.base is not None and view.base.fetched_at < began
     return json_reply(
         200 if view.state is ImageState.READY else 202,
         convert.image(view),
-        result="hit" if was_here else "miss",
+        result=RESULTS[found],
     )
 
 

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
+from cacheagent.model import CacheResult
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cacheagent.api.wire import Answer
 
 Result = Literal["hit", "miss", "joined", "rejected", "error"]
+
+RESULTS: Mapping[CacheResult, Result] = {
+    CacheResult.HIT: "hit",
+    CacheResult.MISS: "miss",
+    CacheResult.JOINED: "joined",
+    CacheResult.BLANK: "hit",
+}
+"""As what a request counts, by what it found; a blank disk waits for nothing."""
 
 FIRST_ERROR = 500
 """The first status that is an ``error``: what is below, and no success, was ``rejected``."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cacheagent.model import (
+        CacheResult,
         Caller,
         DiskKey,
         DiskSpec,
@@ -76,8 +77,8 @@ class ImageService(Protocol):
 
     async def prefetch(
         self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
-    ) -> ImageView:
-        """Bring the image in; with ``wait`` it is ready in the answer."""
+    ) -> tuple[ImageView, CacheResult]:
+        """Bring the image in, and tell what was found; with ``wait`` it is ready in the answer."""
         ...
 
     async def evict(self, image_id: ImageId, caller: Caller) -> None:

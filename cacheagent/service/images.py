@@ -15,7 +15,15 @@ from cacheagent.errors import (
     RetryLaterError,
     UnauthenticatedError,
 )
-from cacheagent.model import BaseState, CachedImage, ImageState, ImageView, User, UserKind
+from cacheagent.model import (
+    BaseState,
+    CachedImage,
+    CacheResult,
+    ImageState,
+    ImageView,
+    User,
+    UserKind,
+)
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -92,21 +100,27 @@ class Images:
 
     async def prefetch(
         self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
-    ) -> ImageView:
-        """Bring the image in; with ``wait`` it is ready in the answer, else it is on its way.
+    ) -> tuple[ImageView, CacheResult]:
+        """Bring the image in, and tell what the request found.
+
+        With ``wait`` the image is ready in the answer, else it is on its way.
 
         Raises:
             ProblemError: why it cannot come; without ``wait`` only what Glance says at once.
 
         """
         if wait or await self._bases.ready(image_id) is not None:
-            await self._bases.ensure(image_id, caller)
+            result = (await self._bases.ensure(image_id, caller)).result
         else:
             await self._bases.announce(image_id, caller)
-            self._background.start(self._bases.ensure(image_id, caller), "prefetch of an image")
+            coming = image_id in self._bases.coming()
+            result = CacheResult.JOINED if coming else CacheResult.MISS
+            if not coming:
+                work = self._bases.ensure(image_id, caller)
+                self._background.start(work, "prefetch of an image")
         if pin:
             await self._catalog.pin(image_id, datetime.now(UTC))
-        return await self._view(await self._known(image_id))
+        return await self._view(await self._known(image_id)), result
 
     async def pin(self, image_id: ImageId, caller: Caller) -> None:
         """Keep the image from eviction until it is unpinned.

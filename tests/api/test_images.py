@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.model import Caller, ImageState, IngestPhase, Progress, User, UserKind
+from cacheagent.model import CacheResult, Caller, ImageState, IngestPhase, Progress, User, UserKind
 from tests.fakes.services import BASE, BASE_PATH, CACHED, IMAGE, INSTANCE
 
 if TYPE_CHECKING:
@@ -142,17 +141,14 @@ async def test_prefetch_answers_202_while_the_image_is_coming(
     assert services.script.calls == [("prefetch", IMAGE, ANYBODY, True, True)]
 
 
-@pytest.mark.parametrize(
-    ("fetched", "result"), [(timedelta(days=-1), "hit"), (timedelta(days=1), "miss")]
-)
-async def test_prefetch_counts_a_base_that_came_meanwhile_as_a_miss(
-    ask: Ask, services: FakeServices, metrics: Metrics, fetched: timedelta, result: str
+@pytest.mark.parametrize("found", [CacheResult.HIT, CacheResult.MISS, CacheResult.JOINED])
+async def test_prefetch_is_counted_by_what_it_found(
+    ask: Ask, services: FakeServices, metrics: Metrics, found: CacheResult
 ) -> None:
-    """A request that waited for a download is no hit."""
-    base = replace(BASE, fetched_at=datetime.now(UTC) + fetched)
-    services.images.view = replace(CACHED, base=base)
+    """A request that waited for somebody else's download neither hit nor missed."""
+    services.images.found = found
     await ask("PUT", PATH, json={"wait": True})
-    labels = {"operation": "image_prefetch", "result": result}
+    labels = {"operation": "image_prefetch", "result": str(found)}
     assert metrics.registry.get_sample_value("cacheagent_requests_total", labels) == 1
 
 

@@ -181,11 +181,12 @@ class FakeDisks:
 
 
 class FakeImages:
-    """An ``ImageService``: ``view`` is its answer."""
+    """An ``ImageService``: ``view`` is its answer, ``found`` what a prefetch came upon."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
         self.view = CACHED
+        self.found = CacheResult.HIT
 
     async def list_images(self, caller: Caller) -> Sequence[ImageView]:
         """Answer with ``view`` alone."""
@@ -199,10 +200,10 @@ class FakeImages:
 
     async def prefetch(
         self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
-    ) -> ImageView:
-        """Answer with ``view``."""
+    ) -> tuple[ImageView, CacheResult]:
+        """Answer with ``view`` and ``found``."""
         self._script.note("prefetch", image_id, caller, pin, wait)
-        return self.view
+        return self.view, self.found
 
     async def evict(self, image_id: ImageId, caller: Caller) -> None:
         """Do nothing."""

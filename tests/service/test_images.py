@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.errors import BaseInUseError, GlanceUnavailableError, ImageNotFoundError
-from cacheagent.model import Caller, DiskSpec, ImageState
+from cacheagent.model import CacheResult, Caller, DiskSpec, ImageState
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
@@ -33,7 +33,7 @@ async def test_what_is_coming_is_not_evicted(rig: Rig, glance: LyingGlance) -> N
     """Somebody waits for it."""
     gate, image_id = asyncio.Event(), glance.add(DATA)
     glance.lie("data", lying_glance.held(gate))
-    view = await rig.images.prefetch(image_id, NOBODY, pin=False, wait=False)
+    view, _ = await rig.images.prefetch(image_id, NOBODY, pin=False, wait=False)
     assert view.state is not ImageState.READY
     await until(lambda: glance.calls("data"))
     with pytest.raises(BaseInUseError) as refused:
@@ -49,7 +49,7 @@ async def test_what_is_coming_is_not_evicted(rig: Rig, glance: LyingGlance) -> N
 async def test_pin_holds_until_it_is_taken_away(rig: Rig, glance: LyingGlance) -> None:
     """A pinned image stays, and shows it."""
     image_id = glance.add(DATA)
-    view = await rig.images.prefetch(image_id, NOBODY, pin=True, wait=True)
+    view, _ = await rig.images.prefetch(image_id, NOBODY, pin=True, wait=True)
     assert (view.state, view.pinned) == (ImageState.READY, True)
     with pytest.raises(BaseInUseError) as refused:
         await rig.images.evict(image_id, NOBODY)
@@ -57,6 +57,25 @@ async def test_pin_holds_until_it_is_taken_away(rig: Rig, glance: LyingGlance) -
     await rig.images.unpin(image_id, NOBODY)
     await rig.images.evict(image_id, NOBODY)
     assert list(rig.layout.bases.iterdir()) == list(rig.layout.trash.iterdir()) == []
+
+
+async def test_prefetch_tells_what_it_found(rig: Rig, glance: LyingGlance) -> None:
+    """Who brings an image, who joins that, and who finds it here are told apart."""
+    gate, image_id = asyncio.Event(), glance.add(DATA)
+    glance.lie("data", lying_glance.held(gate))
+
+    async def found(*, wait: bool) -> CacheResult:
+        return (await rig.images.prefetch(image_id, NOBODY, pin=False, wait=wait))[1]
+
+    assert await found(wait=False) is CacheResult.MISS
+    await until(lambda: glance.calls("data"))
+    assert await found(wait=False) is CacheResult.JOINED
+    joining = asyncio.ensure_future(found(wait=True))
+    await until(lambda: rig.bases.waiters(image_id) == 2)
+    gate.set()
+    assert await joining is CacheResult.JOINED
+    assert await found(wait=True) is await found(wait=False) is CacheResult.HIT
+    assert len(glance.calls("data")) == 1
 
 
 async def test_eviction_takes_everything_of_the_base(rig: Rig, glance: LyingGlance) -> None:
