@@ -24,7 +24,6 @@ from cacheagent.live import Live
 from cacheagent.metrics import Metrics
 from cacheagent.service.background import Background
 from cacheagent.service.parts import Parts
-from cacheagent.service.room import Room
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,12 +119,14 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     """Open every backend; the stack closes them in reverse."""
     config = live()
     store = await wiring.open_store(stack, config.storage)
+    room, disk_room = await wiring.rooms(store, live)
     return Parts(
         catalog=await wiring.open_catalog(stack, store.layout.catalog),
         store=store,
         glance=await wiring.open_glance(stack, config.glance, live.metrics),
         qemu=await wiring.open_qemu(config.qemu, live.metrics),
-        room=Room(store.usage, min_free=lambda: live().eviction.min_free),
+        room=room,
+        disk_room=disk_room,
         background=background,
         metrics=live.metrics,
         config=live,

@@ -263,6 +263,13 @@ class Disk:
     created_at: datetime
     error: str | None = None
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base has to stay: for an overlay, or while the disk is being made."""
+        if self.base_id is None or self.state is DiskState.FAILED:
+            return False
+        return self.mode is DiskMode.OVERLAY or self.state is DiskState.PENDING
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

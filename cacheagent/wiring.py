@@ -26,20 +26,23 @@ from cacheagent.policy.layout import Layout
 from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
+from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
 from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.room import Room
 from cacheagent.service.status import Status
 from cacheagent.service.use import Use
 from cacheagent.sync.throttle import Throttle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from cacheagent.config import GlanceConfig, QemuConfig, StorageConfig
+    from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
     from cacheagent.service.parts import Parts
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +68,9 @@ def wire(parts: Parts) -> Agent:
     status = Status(parts, bases=bases)
     return Agent(
         services=Services(
-            disks=Disks(parts, bases=bases, access=access, making=Making(parts)),
+            disks=Disks(
+                parts, access=access, creation=Creation(parts, bases=bases, making=Making(parts))
+            ),
             images=Images(parts, bases=bases, use=use, access=access),
             status=status,
         ),
@@ -192,3 +197,15 @@ async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
     )
     metrics.identify(qemu_img=await qemu.version())
     return qemu
+
+
+async def rooms(store: Store, config: Callable[[], Config]) -> tuple[Room, Room]:
+    """Give the ledgers of what bases and disks lie on: one, where that is one file system."""
+
+    def min_free() -> int:
+        return config().eviction.min_free
+
+    room = Room(store.usage, min_free=min_free)
+    if await store.is_one_file_system():
+        return room, room
+    return room, Room(store.disk_usage, min_free=min_free)

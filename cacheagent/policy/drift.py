@@ -239,8 +239,13 @@ class _DisksPlan:
             self._sort_row_without_file(row)
         elif file.doubtful:
             self.doubtful.append(row.key)
+        elif row.state is DiskState.PENDING and self._was_made(row, file):
+            self.finish.append(FinishedDisk(key=row.key, virtual_size=file.virtual_size))
         elif row.state is not DiskState.READY:
-            self._end_making(row, file)
+            # A file of somebody else at the name of a disk that was never made.
+            self.strays.append(file)
+            if row.state is DiskState.PENDING:
+                self.fail.append(row.key)
 
     def _sort_row_without_file(self, row: Disk) -> None:
         folders = self._inventory.instance_folders
@@ -254,14 +259,10 @@ class _DisksPlan:
             # No instance at all: that is how a mount point looks without its file system.
             self.doubtful.append(row.key)
 
-    def _end_making(self, row: Disk, file: FoundDisk) -> None:
-        """End what a crash left: the file has its name, so it is complete."""
+    def _was_made(self, row: Disk, file: FoundDisk) -> bool:
+        """Tell whether the file is what was being made: it has its name, so it is complete."""
         backing = row.base_id if row.mode is DiskMode.OVERLAY else None
-        if file.backing == backing:
-            self.finish.append(FinishedDisk(key=row.key, virtual_size=file.virtual_size))
-        else:
-            self.drop.append(row.key)
-            self.adopt.append(self._taken_in(file))
+        return (file.backing, file.virtual_size) == (backing, row.virtual_size)
 
     def _sort_files(self, candidates: list[FoundDisk]) -> None:
         if len(candidates) > 1:

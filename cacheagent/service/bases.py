@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import structlog
 from cacheagent import log
 from cacheagent.backends.store import Manifest
 from cacheagent.errors import (
+    CatalogError,
     ImageForbiddenError,
     ImageNotFoundError,
     ProblemError,
@@ -87,6 +89,7 @@ class Bases:
         self._flights: SingleFlight[ImageId, Ensured] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
         self._failures: dict[ImageId, Failure] = {}
+        self._stopping = False
         self.locks: KeyLock[BaseId] = KeyLock()
 
     async def ensure(self, image_id: ImageId, caller: Caller) -> Ensured:
@@ -107,12 +110,14 @@ class Bases:
                 if refused.token == caller.token:
                     raise refused.error from None
                 continue
-            if not joined:
-                return ensured
-            ensured = replace(ensured, result=CacheResult.JOINED)
-            break
-        self._metrics.bytes_saved_total.inc(ensured.base.size)
+            return replace(ensured, result=CacheResult.JOINED) if joined else ensured
         return ensured
+
+    async def outlook(self, image_id: ImageId) -> CacheResult:
+        """Tell what a request for the image would find now."""
+        if await self.ready(image_id) is not None:
+            return CacheResult.HIT
+        return CacheResult.JOINED if image_id in self.coming() else CacheResult.MISS
 
     async def ready(self, image_id: ImageId) -> Ensured | None:
         """Give the base of the image if it is here; None where it has to be brought."""
@@ -159,6 +164,7 @@ class Bases:
 
     async def stop(self) -> None:
         """End all downloads so that they can be resumed; whoever waits is told why."""
+        self._stopping = True
         await self._flights.shutdown(ShuttingDownError("the agent is stopping"))
 
     async def _here(self, base_id: BaseId) -> Base | None:
@@ -189,6 +195,11 @@ class Bases:
             if isinstance(error, _PERSONAL):
                 raise _PersonalError(error, caller.token) from error
             raise
+        except asyncio.CancelledError:
+            if not self._stopping:
+                # Nobody wants it any more; what has come stays for whoever asks again.
+                await self._catalog.forget_image(image_id)
+            raise
         except Exception:
             reason = "internal"
             raise
@@ -213,7 +224,14 @@ class Bases:
                 async with self._ingest.make(image, caller, meter) as made:
                     return await uninterrupted(self._publish(image, made))
         except ProblemError as error:
-            self._remember(image, error)
+            if not isinstance(error, _PERSONAL):
+                self._remember(image, str(error))
+            raise
+        except Exception:
+            self._remember(image, "internal error; see the agent's log")
+            raise
+        except asyncio.CancelledError:
+            self._remember(image, "stopped: nobody waited for it any more")
             raise
 
     async def _describe(self, image_id: ImageId, caller: Caller) -> GlanceImage:
@@ -226,7 +244,9 @@ class Bases:
     async def _link(self, image: GlanceImage, base: Base) -> Ensured:
         """Let the image stand for a base of equal content, if that is what it says it is."""
         admission.admit_alias(image, base.source_format, base.virtual_size, self._rules())
-        await self._catalog.link_image(image, base.base_id, datetime.now(UTC))
+        linked = await self._catalog.link_image(image, base.base_id, datetime.now(UTC))
+        if not linked:
+            raise CatalogError(f"base {base.base_id} went while its lock was held")
         images = await self._catalog.images_of(base.base_id)
         known = tuple(cached.image for cached in images)
         await self._store.write_manifest(Manifest(base=base, images=known))
@@ -244,17 +264,17 @@ class Bases:
         _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
         return Ensured(manifest.base, image, CacheResult.MISS)
 
-    def _remember(self, image: GlanceImage, error: ProblemError) -> None:
-        """Keep the failure for those who ask later, unless it was about the caller alone."""
-        if isinstance(error, _PERSONAL):
-            return
+    def _remember(self, image: GlanceImage, why: str) -> None:
+        """Keep the failure for those who ask later."""
         while len(self._failures) >= FAILURES:
             del self._failures[next(iter(self._failures))]
-        self._failures[image.image_id] = Failure(image, str(error), datetime.now(UTC))
+        self._failures[image.image_id] = Failure(image, why, datetime.now(UTC))
 
     async def _give_up(self, image_id: ImageId, error: ProblemError) -> None:
         """Forget an ingest that no retry can save; what a retry can save stays resumable."""
         _log.warning("no base", image_id=image_id, word=error.word, why=str(error))
-        if not isinstance(error, RetryLaterError):
+        # A refusal of one tenant must not cost the others what has come.
+        shared = isinstance(error, _PERSONAL) and self._flights.waiters(image_id) > 1
+        if not shared and not isinstance(error, RetryLaterError):
             await self._store.discard_ingest(image_id)
             await self._catalog.forget_image(image_id)

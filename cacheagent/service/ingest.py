@@ -65,27 +65,40 @@ class Ingest:
     async def make(self, image: GlanceImage, caller: Caller, meter: Meter) -> AsyncIterator[Made]:
         """Give the file of a base and its manifest, ready to be published inside the context.
 
-        What has arrived stays for another try when this fails or is cancelled.
+        What has arrived stays when this fails or is cancelled: it is for the caller to discard.
 
         Raises:
             ProblemError: why there is no base.
 
         """
         rules = self._rules()
-        needed = admission.room_needed(image, rules)
+        needed = admission.room_needed(image, rules) - await self._store.arrived_bytes(image)
         # Room first: what does not fit is refused at once, and does not wait for its turn.
-        async with self._room.reserve(needed) as room, self._slots:
-            with self._metrics.downloads_in_progress.track_inprogress():
-                started = self._clock()
-                proven = await self._download(image, caller, meter, room)
-                self._metrics.download_seconds.observe(self._clock() - started)
-            source_format = admission.admit_content(image, proven.found, rules)
-            # What Glance did not say could not be set aside before the download.
-            foreseen = needed - (image.size or 0)
-            whole = admission.conversion_room(source_format, proven.found.virtual_size, rules)
-            async with self._room.conversion(max(whole - foreseen, 0)):
-                path, disk_format = await self._shape(image, source_format, meter, rules)
-            yield Made(path, await self._describe(image, proven, source_format, path, disk_format))
+        async with self._room.reserve(needed) as room:
+            # The turn ends before the publishing: that may have to wait for another ingest.
+            async with self._slots:
+                made = await self._make(image, caller, meter, room, rules)
+            yield made
+
+    async def _make(
+        self,
+        image: GlanceImage,
+        caller: Caller,
+        meter: Meter,
+        room: Reservation,
+        rules: ImageRules,
+    ) -> Made:
+        with self._metrics.downloads_in_progress.track_inprogress():
+            started = self._clock()
+            proven = await self._download(image, caller, meter, room)
+            self._metrics.download_seconds.observe(self._clock() - started)
+        source_format = admission.admit_content(image, proven.found, rules)
+        # What Glance did not say could not be set aside before the download.
+        foreseen = admission.room_needed(image, rules) - (image.size or 0)
+        whole = admission.conversion_room(source_format, proven.found.virtual_size, rules)
+        async with self._room.conversion(max(whole - foreseen, 0)):
+            path, disk_format = await self._shape(image, source_format, meter, rules)
+        return Made(path, await self._describe(image, proven, source_format, path, disk_format))
 
     async def _download(
         self, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
@@ -99,14 +112,13 @@ class Ingest:
                 if not left_over:
                     raise
                 _log.warning("starting afresh", image_id=image.image_id, why=str(error))
+            room.claim(part.present)
             await part.restart()
             return await self._fill(part, image, caller, meter, room)
 
     async def _fill(
         self, part: Part, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
     ) -> Proven:
-        room.spent(part.present)
-
         received = self._metrics.download_bytes_total.labels(source="glance")
 
         def on_block(length: int) -> None:

@@ -23,6 +23,7 @@ class Making:
         self._store = parts.store
         self._qemu = parts.qemu
         self._room = parts.room
+        self._disk_room = parts.disk_room
         self._options = parts.config().overlay.options
         self._templates: SingleFlight[Path, None] = SingleFlight()
 
@@ -77,7 +78,9 @@ class Making:
     async def _full(self, key: DiskKey, disk_format: DiskFormat, size: int, base: Base) -> None:
         source = self._store.layout.base(base.base_id, base.format)
         making = await self._store.begin_disk(key, disk_format)
-        async with self._room.conversion(base.allocated):
+        # What a compressed base takes says little of its copy.
+        raw = base.format is DiskFormat.RAW
+        async with self._disk_room.conversion(base.allocated if raw else base.virtual_size):
             if disk_format is DiskFormat.RAW and base.format is DiskFormat.RAW:
                 await self._store.copy_base(source, making, size)
             else:
@@ -105,11 +108,11 @@ class Making:
         """Make a file system in a raw file, since its tools know no other format."""
         raw = await self._store.begin_disk(key, DiskFormat.RAW)
         await self._store.make_hole(raw, size)
-        async with self._room.conversion(0):
+        async with self._disk_room.conversion(0):
             await mkfs.make_filesystem(raw, filesystem, label)
         if disk_format is DiskFormat.QCOW2:
             making = await self._store.begin_disk(key, DiskFormat.QCOW2)
-            async with self._room.conversion(await self._store.allocated(raw)):
+            async with self._disk_room.conversion(await self._store.allocated(raw)):
                 await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size)
             await self._store.remove([raw])
         await self._store.finish_disk(key, disk_format)

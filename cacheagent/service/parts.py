@@ -21,7 +21,8 @@ class Parts:
     """The backends of one agent, and what its services share.
 
     ``config()`` gives the configuration as it is now, since it can be reloaded; ``clock()``
-    gives monotonic seconds.
+    gives monotonic seconds. ``room`` is that of the bases, ``disk_room`` that of the disks: the
+    same one where both lie on one file system.
     """
 
     catalog: Catalog
@@ -29,6 +30,7 @@ class Parts:
     glance: Glance
     qemu: QemuImg
     room: Room
+    disk_room: Room
     background: Background
     metrics: Metrics
     config: Callable[[], Config]

@@ -78,8 +78,10 @@ class Reconcile:
         path = self._store.layout.disk(key, disk_format)
         try:
             if disk_format is DiskFormat.RAW:
-                size = whole_sectors(path.lstat().st_size)
-                return FoundDisk(key=key, format=disk_format, virtual_size=size)
+                size = path.lstat().st_size
+                # A disk is whole sectors long; anything else was not made by us.
+                doubtful = size == 0 or size != whole_sectors(size)
+                return FoundDisk(key=key, format=disk_format, virtual_size=size, doubtful=doubtful)
             header = qcow2.read_header(path, follow_symlinks=False)
         except (OSError, NotQcow2Error) as error:
             _log.warning("a disk cannot be read", path=str(path), why=str(error))

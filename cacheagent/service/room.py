@@ -19,6 +19,10 @@ class Reservation:
     def __init__(self, size: int) -> None:
         self.left = size
 
+    def claim(self, size: int) -> None:
+        """Set more aside: what was written has gone, and is to be written again."""
+        self.left += size
+
     def spent(self, size: int) -> None:
         """Say that ``size`` bytes have been written, and so count as used from now on."""
         self.left = max(self.left - size, 0)

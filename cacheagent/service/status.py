@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import cacheagent
 from cacheagent.model import (
     BaseState,
+    DiskFormat,
     DiskMode,
     DiskState,
     ImageState,
@@ -108,14 +109,14 @@ class Status:
         return ImageState.QUARANTINED if quarantined else ImageState.READY
 
     def _count_bases(self, bases: Sequence[Base], disks: Sequence[Disk]) -> None:
-        used = {disk.base_id for disk in disks}
+        used = {disk.base_id for disk in disks if disk.needs_base}
         unused = [base for base in bases if base.base_id not in used]
         now = datetime.now(UTC)
         ages = ((now - base.last_used_at).total_seconds() for base in unused)
         sizes = self._metrics.cache_bytes
         sizes.labels(kind="allocated").set(sum(base.allocated for base in bases))
         sizes.labels(kind="virtual").set(sum(base.virtual_size for base in bases))
-        sizes.labels(kind="apparent").set(sum(base.size for base in bases))
+        sizes.labels(kind="apparent").set(sum(map(_length, bases)))
         self._metrics.bases_in_use.set(len(bases) - len(unused))
         self._metrics.oldest_unused_seconds.set(max(ages, default=0.0))
         modes = Counter(disk.mode for disk in disks if disk.state is DiskState.READY)
@@ -137,6 +138,11 @@ class Status:
         eviction = self._config().eviction
         total = usage.total
         return int(total * eviction.high_watermark / 100), int(total * eviction.low_watermark / 100)
+
+
+def _length(base: Base) -> int:
+    """Give the length of the base's file: a raw disk, or an image that was kept as it came."""
+    return base.virtual_size if base.format is DiskFormat.RAW else base.size
 
 
 def _pinned(images: Iterable[CachedImage], pins: frozenset[ImageId]) -> set[str]:

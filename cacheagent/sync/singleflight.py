@@ -25,11 +25,12 @@ class SingleFlightStatistics:
 
 @dataclass(slots=True, eq=False)
 class _Run(Generic[V]):
-    """A run: its task, who waits for it, and whether it was told to stop."""
+    """A run: its task, who waits for it, whether it was told to stop, and what to say of that."""
 
     task: asyncio.Task[V]
     waiters: int = 0
     stopping: bool = False
+    stopped_by: Exception | None = None
 
     def stop(self) -> asyncio.Task[V]:
         """Cancel the task, once: a second time would break into its winding down."""
@@ -60,8 +61,8 @@ class SingleFlight(Generic[K, V]):
         Returns what the work returned, and whether this call joined a run that was there. A call
         that meets a run which is being stopped waits for its end and then starts afresh.
 
-        Raises: what the work raised, the same error for every caller; the error of ``shutdown``
-        after that; ``asyncio.CancelledError`` where the work cancelled itself.
+        Raises: what the work raised, the same error for every caller; the error of ``stop``, and
+        of ``shutdown`` after that; ``asyncio.CancelledError`` where the work cancelled itself.
         """
         run = await self._running(key)
         joined = run is not None
@@ -75,6 +76,8 @@ class SingleFlight(Generic[K, V]):
             if not run.waiters and not run.task.done():
                 await asyncio.wait({run.stop()})
         if run.task.cancelled():
+            if run.stopped_by is not None:
+                raise run.stopped_by.with_traceback(None)
             self._refuse_when_closed()
         # Future.result() raises with the traceback as it was when the work ended, so that it does
         # not grow with each caller that gets the error.
@@ -94,6 +97,16 @@ class SingleFlight(Generic[K, V]):
         return SingleFlightStatistics(
             runs=len(self.keys()), waiters=sum(run.waiters for run in self._runs.values())
         )
+
+    async def stop(self, key: K, error: Exception) -> None:
+        """Stop the run of ``key``, where there is one, and wait for its end; who waits gets error.
+
+        A run that ends well in spite of that gives its result.
+        """
+        run = self._runs.get(key)
+        if run is not None and not run.task.done():
+            run.stopped_by = error
+            await asyncio.wait({run.stop()})
 
     async def shutdown(self, error: Exception | None = None) -> None:
         """Stop all runs, wait for their end, and start no other.

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from cacheagent.model import (
+    Disk,
+    DiskKey,
     DiskMode,
     DiskState,
 )
 from cacheagent.policy.drift import DriftPlan, FilesState, FinishedDisk, FoundDisk
-from tests.fakes.values import base, base_id, disk, image_id
+from tests.fakes.values import base, base_id, disk
 from tests.policy.states import (
     KEY,
     LAYOUT,
@@ -29,28 +31,30 @@ from tests.policy.states import (
 PENDING, FAILED = DiskState.PENDING, DiskState.FAILED
 
 
-@pytest.mark.parametrize("state", [PENDING, FAILED])
 @pytest.mark.parametrize("mode", list(DiskMode))
-def test_a_disk_whose_file_is_complete_is_ready(state: DiskState, mode: DiskMode) -> None:
-    """The final name is given last: a disk that has it was made, whatever its row says."""
-    row = disk(KEY, 1, state=state, mode=mode, virtual_size=0)
+def test_a_disk_whose_file_is_complete_is_ready(mode: DiskMode) -> None:
+    """The final name is given last: a disk that has it was made."""
+    row = disk(KEY, 1, state=PENDING, mode=mode)
     found = found_overlay(backing=1 if mode is DiskMode.OVERLAY else None)
     made = plan(catalog_state(base(1), row), files_state(found_base(base(1)), found))
     assert made == DriftPlan(finish_disks=(FinishedDisk(key=KEY, virtual_size=2 << 30),))
 
 
-def test_a_complete_file_that_is_another_disk_takes_the_place_of_its_row() -> None:
-    """Where row and file disagree on the base, the file is right."""
-    row = disk(KEY, 1, state=PENDING)
-    catalog = catalog_state(base(1), base(2), cached_image(2, 2), row)
-    made = plan(
-        catalog, files_state(found_base(base(1)), found_base(base(2)), found_overlay(backing=2))
-    )
-    assert made.drop_disk_rows == (KEY,)
-    assert [(each.key, each.base_id, each.image_id) for each in made.adopt_disks] == [
-        (KEY, base_id(2), image_id(2))
-    ]
-    assert made.finish_disks == ()
+@pytest.mark.parametrize(
+    ("row", "failing"),
+    [
+        (disk(KEY, 1, state=PENDING, virtual_size=1 << 30), (KEY,)),
+        (disk(KEY, 2, state=PENDING), (KEY,)),
+        (disk(KEY, 1, state=FAILED), ()),
+    ],
+    ids=["another size", "another base", "failed before"],
+)
+def test_a_file_that_is_not_the_disk_is_not_taken_for_it(
+    row: Disk, failing: tuple[DiskKey, ...]
+) -> None:
+    """What somebody put where a disk was to be made stays theirs, and the disk was not made."""
+    made = plan(catalog_state(base(1), row), files_state(found_base(base(1)), found_overlay()))
+    assert made == DriftPlan(fail_disks=failing, strays=(LAYOUT.disk(KEY, QCOW2),))
 
 
 def test_a_disk_that_was_being_made_has_failed() -> None:

@@ -18,6 +18,7 @@ from cacheagent.policy.layout import Layout
 from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
+from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
@@ -105,6 +106,7 @@ async def _parts(
     await store.open()
     catalog = await Catalog.open(layout.catalog)
     stack.push_async_callback(catalog.close)
+    room = Room(store.usage, min_free=lambda: 0)
     return Parts(
         catalog=catalog,
         store=store,
@@ -117,7 +119,8 @@ async def _parts(
                 convert_threads=config.qemu.convert_threads,
             )
         ),
-        room=Room(store.usage, min_free=lambda: 0),
+        room=room,
+        disk_room=room,
         background=background,
         metrics=Metrics(),
         config=lambda: config,
@@ -133,7 +136,9 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         clock=clock,
         access=access,
         bases=bases,
-        disks=Disks(parts, bases=bases, access=access, making=Making(parts)),
+        disks=Disks(
+            parts, access=access, creation=Creation(parts, bases=bases, making=Making(parts))
+        ),
         images=Images(parts, bases=bases, use=use, access=access),
         use=use,
         reconcile=Reconcile(parts, bases=bases),

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -19,12 +20,14 @@ from cacheagent.errors import (
     ShuttingDownError,
     UnauthenticatedError,
 )
-from cacheagent.model import CacheResult, Caller
+from cacheagent.model import CacheResult, Caller, SpaceUsage
 from tests.fakes import lying_glance
 from tests.needs import require_programs
-from tests.service.rig import until
+from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aiohttp import web
 
     from cacheagent.model import ImageId
@@ -66,7 +69,6 @@ async def test_crowd_shares_one_download(rig: Rig, glance: LyingGlance) -> None:
     assert results == [CacheResult.MISS, *[CacheResult.JOINED] * 4]
     assert (await rig.bases.ensure(image_id, NOBODY)).result is CacheResult.HIT
     assert len(glance.calls("data")) == 1
-    assert rig.metric("bytes_saved_total") == 5 * len(DATA)
     assert (rig.bases.all_waiters(), rig.bases.coming()) == (0, frozenset())
 
 
@@ -103,6 +105,62 @@ async def test_last_one_to_leave_stops_the_download_and_keeps_the_part(
     path = rig.layout.base(ensured.base.base_id, ensured.base.format)
     assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(DATA).digest()
     assert rig.left_in_ingest() == []
+
+
+async def test_resumed_download_needs_room_for_the_rest_only(
+    rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come lies on the disk already, and is not asked of it a second time."""
+    image_id = glance.add(DATA)
+    glance.lie("data", lying_glance.silence(after=9 * MIB))
+    (task,) = await wait_for(rig, image_id, NOBODY)
+    await until(lambda: rig.metric("download_bytes_total", source="glance") >= 8 * MIB)
+    task.cancel()
+    await asyncio.wait({task})
+    left = SpaceUsage(total=1 << 40, available=len(DATA) - 8 * MIB)
+    monkeypatch.setattr(rig.parts.room, "_usage", AsyncMock(return_value=left))
+    assert (await rig.bases.ensure(image_id, NOBODY)).result is CacheResult.MISS
+
+
+async def test_equal_content_with_and_without_a_digest_waits_for_no_one_for_ever(
+    tmp_path: Path, glance: LyingGlance
+) -> None:
+    """Two images whose bytes are one base come in, even where they take turns."""
+    digest = {"os_hash_algo": "sha256", "os_hash_value": hashlib.sha256(DATA).hexdigest()}
+    named = glance.add(DATA, **digest)
+    unnamed = glance.add(DATA, os_hash_algo=None, os_hash_value=None)
+    gate = asyncio.Event()
+    glance.lie("data", lying_glance.held(gate))
+    async with in_a_task(rig_on(tmp_path, glance.url, glance={"concurrency": 1})) as rig:
+        first = await wait_for(rig, unnamed, NOBODY)
+        await until(lambda: glance.calls("data"))
+        second = await wait_for(rig, named, NOBODY)
+        gate.set()
+        bases = {(await task).base.base_id for task in (*first, *second)}
+    assert len(bases) == 1
+
+
+async def test_refusal_of_one_tenant_costs_the_others_nothing(
+    rig: Rig, glance: LyingGlance
+) -> None:
+    """Where the token that a download runs with is refused, the next one goes on with its own."""
+    gate, image_id = asyncio.Event(), glance.add(DATA)
+
+    async def refusal(exchange: lying_glance.Exchange) -> web.StreamResponse:
+        await gate.wait()
+        return await lying_glance.status(401)(exchange)
+
+    glance.lie("data", lying_glance.silence(after=9 * MIB), refusal)
+    (leaving,) = await wait_for(rig, image_id, NOBODY)
+    await until(lambda: rig.metric("download_bytes_total", source="glance") >= 8 * MIB)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    refused, waiting = await wait_for(rig, image_id, TENANT, NOBODY)
+    gate.set()
+    with pytest.raises(UnauthenticatedError):
+        await refused
+    assert (await waiting).result is CacheResult.MISS
+    assert [seen.range for seen in glance.calls("data")[1:]] == [f"bytes={8 * MIB}-"] * 2
 
 
 async def test_one_who_comes_while_the_last_one_leaves_starts_afresh(

@@ -142,24 +142,24 @@ async def begun_in_company(
 async def test_begun_and_waited_for_at_once_is_one_disk(
     rig: Rig, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that waits may make the disk which another one has just begun, and both have it."""
+    """One that waits and one that does not share the making of their disk."""
     waiting = await begun_in_company(rig, of(image_id), monkeypatch)
-    assert (await waiting)[1]
-    # This comes last, since a lock is given in the order of coming.
+    assert (await waiting)[0].disk.state is DiskState.READY
     view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
     assert (view.disk.state, made) == (DiskState.READY, False)
 
 
-async def test_failure_for_one_who_waits_is_not_the_end_of_what_was_begun(
+async def test_failure_is_shared_by_those_who_wait_and_those_who_do_not(
     rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that was begun does not vanish because somebody else was refused it meanwhile."""
+    """A disk that was begun does not vanish when it fails for somebody who waits as well."""
     image_id = glance.add(DATA)
     glance.lie("data", lying_glance.status(503))
     waiting = await begun_in_company(rig, of(image_id), monkeypatch)
     with pytest.raises(GlanceUnavailableError):
         await waiting
-    assert await settled(rig) is DiskState.READY
+    assert await settled(rig) is DiskState.FAILED
+    assert "503" in str((await rig.disks.show(KEY)).disk.error)
 
 
 async def test_conflict_does_not_wait_for_what_is_pending(
@@ -202,15 +202,15 @@ async def test_deleting_twice_is_deleting_once(rig: Rig, image_id: ImageId) -> N
 async def test_disk_is_made_again_after_its_deletion(
     rig: Rig, image_id: ImageId, gate: asyncio.Event
 ) -> None:
-    """A delete that meets a creation waits for its end, and takes the disk away."""
+    """A delete that meets a creation stops it, tells who waits, and leaves the name free."""
     creation = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))
     await until(lambda: rig.bases.waiters(image_id))
-    deletion = asyncio.create_task(rig.disks.delete(KEY))
-    again = asyncio.create_task(rig.disks.create(KEY, of(image_id, 2 * MIB), NOBODY))
+    await rig.disks.delete_instance(KEY.instance_id)
+    with pytest.raises(DiskConflictError, match="was deleted"):
+        await creation
+    await assert_no_trace(rig)
     gate.set()
-    assert (await creation)[1]
-    await deletion
-    view, made = await again
+    view, made = await rig.disks.create(KEY, of(image_id, 2 * MIB), NOBODY)
     assert (view.disk.virtual_size, made) == (2 * MIB, True)
 
 

@@ -283,3 +283,28 @@ async def test_shutdown_of_an_idle_flight_is_nothing() -> None:
     flight: SingleFlight[str, str] = SingleFlight()
     await flight.shutdown()
     assert flight.statistics() == SingleFlightStatistics(runs=0, waiters=0)
+
+
+async def test_stopped_run_tells_who_waits_why() -> None:
+    """One run can be ended for all who wait for it, and the next call begins another one."""
+    flights: SingleFlight[str, int] = SingleFlight()
+    begun = asyncio.Event()
+
+    async def work() -> int:
+        begun.set()
+        await asyncio.Event().wait()
+        return 1
+
+    waiting = [asyncio.create_task(flights.run("key", work)) for _ in range(2)]
+    await begun.wait()
+    await flights.stop("other", LookupError("nobody hears this"))
+    await flights.stop("key", LookupError("deleted"))
+    for waiter in waiting:
+        with pytest.raises(LookupError, match="deleted"):
+            await waiter
+    await flights.stop("key", LookupError("nobody hears this"))
+
+    async def quick() -> int:
+        return 2
+
+    assert await flights.run("key", quick) == (2, False)

@@ -251,6 +251,10 @@ class Store:
         """Tell whether a regular file of ours has this name."""
         return await self.run(files.is_regular, path)
 
+    async def has_no_instances(self) -> bool:
+        """Tell whether the folder of the instances is empty."""
+        return await self.run(_is_empty, self.layout.instances_dir)
+
     async def finish_template(self, template: Path) -> None:
         """Give an empty overlay, made under its unfinished name, the one to clone it by."""
         await self.run(files.sync_file, unfinished(template))
@@ -362,6 +366,11 @@ def _remove_all(paths: Iterable[Path]) -> None:
 def _empty_trash(folder: Path) -> None:
     ours = (path for path in folder.iterdir() if parse_base_name(path.name))
     _remove_all([path for path in ours if files.is_regular(path)])
+
+
+def _is_empty(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
 
 
 def _same_device(one: Path, other: Path) -> bool:

@@ -1,0 +1,268 @@
+"""A disk comes about: one creation at a time for each name, shared by all who ask for the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.backends.catalog import DiskIntent
+from cacheagent.errors import CacheAgentError, DiskConflictError
+from cacheagent.model import CacheResult, Disk, DiskState
+from cacheagent.policy.sizing import disk_size, whole_sectors
+from cacheagent.sync.keylock import KeyLock
+from cacheagent.sync.singleflight import SingleFlight
+from cacheagent.sync.uninterrupted import uninterrupted
+
+if TYPE_CHECKING:
+    from cacheagent.model import Caller, DiskKey, DiskSpec
+    from cacheagent.service.bases import Bases, Ensured
+    from cacheagent.service.making import Making
+    from cacheagent.service.parts import Parts
+
+_log = structlog.get_logger(__name__)
+
+
+class Creation:
+    """Creates and removes disks, and keeps the two apart by a lock on the name of the disk."""
+
+    def __init__(self, parts: Parts, *, bases: Bases, making: Making) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._background = parts.background
+        self._seconds = parts.metrics.disk_create_seconds
+        self._saved = parts.metrics.bytes_saved_total
+        self._bases = bases
+        self._making = making
+        self._locks: KeyLock[DiskKey] = KeyLock()
+        self._runs: SingleFlight[tuple[DiskKey, DiskSpec], tuple[Disk, bool]] = SingleFlight()
+        # Those of which somebody was told that they are on their way.
+        self._begun: set[tuple[DiskKey, DiskSpec]] = set()
+
+    def wanted(self) -> dict[DiskKey, DiskSpec]:
+        """Give the disks that are being created, and as what."""
+        return dict(self._runs.keys())
+
+    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
+        """Give the disk, and whether it was made now; waits for its base.
+
+        Raises:
+            DiskConflictError: the name stands for another disk, or that is being made.
+            ProblemError: whatever else keeps it from being made; nothing is left behind.
+
+        """
+        self._refuse_another(key, spec)
+        result, joined = await self._runs.run((key, spec), lambda: self._run(key, spec, caller))
+        return result[0], result[1] and not joined
+
+    async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
+        """Give the disk if it is there, else begin to create it; the flag tells of the latter.
+
+        Raises:
+            DiskConflictError: the name stands for another disk, or that is being made.
+
+        """
+        self._refuse_another(key, spec)
+        disk = await self._expected(key, spec)
+        if key not in self.wanted():
+            async with self._locks.hold(key):
+                existing = await self._existing(key, spec)
+                if existing is not None and existing.state is DiskState.READY:
+                    return existing, False
+                await self._catalog.begin_disk(disk)
+        if (key, spec) in self._begun:
+            return disk, False
+        self._begun.add((key, spec))
+        self._background.start(self._finish(key, spec, caller), "creation of a disk")
+        return disk, True
+
+    async def remove(self, key: DiskKey) -> None:
+        """Remove the disk, and stop its creation; who waits for that is told."""
+        gone = DiskConflictError("the disk was deleted while it was made", {})
+        if (spec := self.wanted().get(key)) is not None:
+            await self._runs.stop((key, spec), gone)
+        async with self._locks.hold(key):
+            disk = await self._catalog.disk(key)
+            if disk is None:
+                return
+            # The file goes before the row: a crash in between leaves a row that the start drops.
+            if disk.state is DiskState.READY:
+                await self._store.remove_disk(key, disk.format)
+            else:
+                # What has its name was not made by us.
+                await self._store.abandon_disk(key)
+            await self._catalog.remove_disk(key, datetime.now(UTC))
+
+    def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
+        other = self.wanted().get(key, spec)
+        if other != spec:
+            raise _conflict(pending(key, other))
+
+    async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
+        """Create a disk of which somebody was told that it is on its way."""
+        try:
+            await self.create(key, spec, caller)
+        finally:
+            self._begun.discard((key, spec))
+
+    async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
+        """Run once for all who ask for this disk; its row tells how that ends."""
+        async with self._locks.hold(key):
+            try:
+                disk = await self._existing(key, spec)
+                if disk is not None and disk.state is DiskState.READY:
+                    return disk, False
+                return await self._create(key, spec, caller), True
+            except BaseException as error:
+                await uninterrupted(self._give_up(key, spec, error))
+                raise
+
+    async def _give_up(self, key: DiskKey, spec: DiskSpec, error: BaseException) -> None:
+        """Leave no row, or one that tells why to those who were told that the disk would come."""
+        disk = await self._catalog.disk(key)
+        if disk is not None and disk.state is DiskState.READY:
+            return
+        if (key, spec) not in self._begun:
+            await self._catalog.remove_disk(key, datetime.now(UTC))
+        elif isinstance(error, Exception):
+            known = isinstance(error, CacheAgentError)
+            why = str(error) if known else "internal error; see the agent's log"
+            await self._catalog.begin_disk(pending(key, spec))
+            await self._catalog.fail_disk(key, why)
+
+    async def _existing(self, key: DiskKey, spec: DiskSpec) -> Disk | None:
+        """Give what has the name, if that is what ``spec`` asks for; the lock of the key is held.
+
+        A file that was lost counts as no disk; a failed disk may become any other.
+
+        Raises:
+            DiskConflictError: it is something else, or nobody can tell whether it is lost.
+
+        """
+        disk = await self._catalog.disk(key)
+        if disk is None:
+            return None
+        if disk.state is DiskState.READY and not await self._is_there(disk):
+            await self._catalog.remove_disk(key, datetime.now(UTC))
+            return None
+        if disk.state is DiskState.READY and not await self._is(disk, spec):
+            raise _conflict(disk)
+        return disk
+
+    async def _is_there(self, disk: Disk) -> bool:
+        path = self._store.layout.disk(disk.key, disk.format)
+        if await self._store.exists(path):
+            return True
+        if await self._store.has_no_instances():
+            # That is how a mount point looks without its file system.
+            raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", _facts(disk))
+        _log.warning("a disk has gone from its folder", path=str(path))
+        return False
+
+    async def _is(self, disk: Disk, spec: DiskSpec) -> bool:
+        """Tell whether ``spec`` means this disk; one that was adopted is judged by what it is."""
+        if spec.size is not None and whole_sectors(spec.size) == disk.virtual_size:
+            spec = replace(spec, size=disk.spec.size if disk.spec else None)
+        if disk.spec is not None:
+            return disk.spec == spec
+        cached = None if spec.image_id is None else await self._catalog.image(spec.image_id)
+        base_id = None if cached is None else cached.base_id
+        found = (disk.format, disk.mode, disk.base_id, None)
+        return found == (spec.format, spec.mode, base_id, spec.size)
+
+    async def _create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Disk:
+        """Take the base, write the intent, make the file, write the result."""
+        while True:
+            ensured = await self._ensure(spec, caller)
+            disk = _intended(key, spec, ensured)
+            if await self._catalog.begin_disk(disk) is not DiskIntent.BASE_GONE:
+                break
+            # The base was evicted after it was found, and before the intent to use it stood.
+        if ensured is not None and ensured.result is not CacheResult.MISS:
+            self._saved.inc(ensured.base.size)
+        with self._seconds.labels(mode=spec.mode).time():
+            # Who goes away now finds the disk made: that is milliseconds, but for a full copy.
+            return await uninterrupted(self._make(disk, spec, ensured))
+
+    async def _make(self, disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
+        """Make the file of a disk whose intent stands, and write down that it is there."""
+        key = disk.key
+        base = None if ensured is None else ensured.base
+        try:
+            await self._making.make(key, spec, disk.virtual_size, base)
+        except FileExistsError as error:
+            path = str(self._store.layout.disk(key, spec.format))
+            raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
+        now = datetime.now(UTC)
+        try:
+            return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
+        except BaseException:
+            await self._store.remove_disk(key, spec.format)
+            raise
+
+    async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
+        return None if spec.image_id is None else await self._bases.ensure(spec.image_id, caller)
+
+    async def _expected(self, key: DiskKey, spec: DiskSpec) -> Disk:
+        """Give the disk as it is while it is pending, with what its request will have found."""
+        disk = pending(key, spec)
+        if spec.image_id is None:
+            return disk
+        return replace(disk, cache=await self._bases.outlook(spec.image_id))
+
+
+def pending(key: DiskKey, spec: DiskSpec) -> Disk:
+    """Give a disk that is asked for and not there, before anything is known of its base."""
+    return Disk(
+        key=key,
+        spec=spec,
+        state=DiskState.PENDING,
+        format=spec.format,
+        mode=spec.mode,
+        virtual_size=0,
+        image_id=spec.image_id,
+        base_id=None,
+        cache=CacheResult.BLANK if spec.image_id is None else CacheResult.MISS,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _intended(key: DiskKey, spec: DiskSpec, ensured: Ensured | None) -> Disk:
+    """Give the disk as it will be.
+
+    Raises:
+        DiskTooSmallError: the size asked for breaks the size rules.
+
+    """
+    disk = pending(key, spec)
+    if ensured is None:
+        return replace(disk, virtual_size=whole_sectors(spec.size or 0))
+    size = disk_size(
+        spec.size,
+        virtual_size=ensured.base.virtual_size,
+        min_disk=ensured.image.min_disk_bytes,
+    )
+    return replace(disk, virtual_size=size, base_id=ensured.base.base_id, cache=ensured.result)
+
+
+def _conflict(disk: Disk) -> DiskConflictError:
+    key = disk.key
+    message = f"disk {key.name} of instance {key.instance_id} is another one"
+    return DiskConflictError(message, _facts(disk))
+
+
+def _facts(disk: Disk) -> dict[str, object]:
+    """Give what tells the disk from another one, by the names that the API uses."""
+    facts: dict[str, object] = {
+        "image_id": disk.image_id,
+        "format": disk.format,
+        "mode": disk.mode,
+        "virtual_size_bytes": disk.virtual_size,
+    }
+    if disk.spec is not None:
+        facts |= {"size_bytes": disk.spec.size}
+    if disk.spec is not None and disk.image_id is None:
+        facts |= {"filesystem": disk.spec.filesystem, "label": disk.spec.label}
+    return facts
