@@ -55,17 +55,18 @@ def _part(request: web.Request, name: str, parse: Callable[[str], T]) -> T:
 
 
 def caller(request: web.Request) -> Caller:
-    """Give on whose behalf the request runs; an empty token is none.
+    """Give on whose behalf the request runs: without the header on that of the operator.
 
-    Raises: ``UnauthenticatedError`` for a token that cannot be one: it is passed on in a header.
+    Raises: ``UnauthenticatedError`` for a token that cannot be one, since it is passed on in a
+    header. An empty one is such: who meant to narrow a request does not get more than asked for.
     """
     tokens = request.headers.getall(TOKEN_HEADER, [])
     if len(tokens) > 1:
         raise InvalidRequestError([(TOKEN_HEADER, "is given more than once")])
-    token = tokens[0] if tokens else ""
-    if token and not re.fullmatch(_TOKEN, token):
+    token = tokens[0] if tokens else None
+    if token is not None and not re.fullmatch(_TOKEN, token):
         raise UnauthenticatedError(f"{TOKEN_HEADER} does not hold a Keystone token")
-    return Caller(token=token or None, request_id=requestid.current())
+    return Caller(token=token, request_id=requestid.current())
 
 
 def prefers_async(request: web.Request) -> bool:
