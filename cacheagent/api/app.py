@@ -77,9 +77,12 @@ def _application(
     app[STATUS], app[METRICS] = status, metrics
     for route, handler in handlers:
         if route.method == "GET":
-            app.router.add_get(route.path, handler)  # and HEAD (RFC 9110, section 9.1)
+            # and HEAD (RFC 9110, section 9.1)
+            app.router.add_get(route.path, handler, expect_handler=reading.expect_later)
         else:
-            app.router.add_route(route.method, route.path, handler)
+            app.router.add_route(
+                route.method, route.path, handler, expect_handler=reading.expect_later
+            )
     return app
 
 

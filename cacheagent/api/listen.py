@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from cacheagent.api.guards import parse_digests
+from cacheagent.api.httplog import HttpLogger
 from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from cacheagent.config import ApiConfig
 
+MAX_LINE = 8190
+"""Bytes of a request line, and of a header: longer ones are no HTTP to us, and answered by 400."""
+
 STOP_SECONDS = 30.0
 """How long a request that is under way may take to end when the daemon stops."""
 
@@ -30,7 +34,13 @@ STOP_SECONDS = 30.0
 async def start(app: web.Application) -> web.AppRunner:
     """Make an application ready to be reached; whoever goes away cancels what was asked for."""
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=HttpLogger(),
+        max_line_size=MAX_LINE,
+        max_field_size=MAX_LINE,
+        shutdown_timeout=STOP_SECONDS,
     )
     await runner.setup()
     return runner

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from pydantic import ValidationError
 
 from cacheagent.api import requestid
@@ -106,9 +106,22 @@ async def body(request: web.Request, model: type[R], *, required: bool) -> R:
     return value
 
 
+async def expect_later(_request: web.Request) -> None:
+    """Do nothing yet for ``Expect``: aiohttp asks before the guards, whom nobody has passed."""
+
+
+async def _invite(request: web.Request) -> None:
+    """Ask for the body where its sender waits for that (RFC 9110, section 10.1.1)."""
+    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    if expected == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer has not begun
+
+
 async def _bytes(request: web.Request) -> bytes:
     if not request.body_exists:
         return b""
+    await _invite(request)
     try:
         return await request.read()
     except (web.RequestPayloadError, ConnectionError) as error:

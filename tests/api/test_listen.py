@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
+import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -10,14 +13,20 @@ import pytest
 from aiohttp import ClientSession, web
 
 from cacheagent.api import listen
+from cacheagent.api.app import create_app
+from cacheagent.api.httplog import HttpLogger
 from cacheagent.config import ApiConfig
+from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
+from cacheagent.metrics import Metrics
 from tests.fakes.certificate import write_certificate
+from tests.fakes.services import INSTANCE, FakeServices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+BEARER = b"bearer-of-a-scheduler"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 -- it is bound, and nobody listens
 
 
@@ -74,3 +83,72 @@ async def test_a_passed_socket_of_another_kind_is_refused(runner: web.AppRunner)
         pytest.raises(ConfigError, match="AF_NETLINK, not Unix nor TCP"),
     ):
         await listen.listen_passed(runner, opened, ApiConfig(), None)
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    """Serve the API to those who know its bearer token, and give the port."""
+    digests = frozenset({hashlib.sha256(BEARER).digest()})
+    app = create_app(FakeServices().bundle, Metrics(), bearer_digests=digests)
+    runner = await listen.start(app)
+    yield await listen.listen_tcp(runner, HostPort("127.0.0.1", 0), "api.listen")
+    await runner.cleanup()
+
+
+async def said(port: int, *parts: bytes) -> list[bytes]:
+    """Send each part once there is an answer to the one before; give the answers' first lines."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = []
+    for part in parts:
+        writer.write(part)
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines.append(head.partition(b"\r\n")[0])
+    writer.close()
+    return lines
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"s3cret\r\n\r\n",
+        b"GET / HTTP/1.1\r\nAuthorization : s3cret\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX-Auth-Token: " + b"s3cret" * 2000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_one_quiet_line(
+    port: int, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    """A stranger's bytes are no error of ours, and do not get into the log."""
+    with caplog.at_level(logging.DEBUG, "aiohttp.server"):
+        assert await said(port, sent) == [b"HTTP/1.0 400 Bad Request"]
+    (record,) = [each for each in caplog.records if each.name == "aiohttp.server"]
+    assert record.levelno <= logging.INFO
+    assert record.exc_info is None
+    assert "127.0.0.1" in record.getMessage()
+    assert "s3cret" not in caplog.text
+
+
+async def test_an_error_of_the_server_keeps_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is not about a stranger's bytes is told in full."""
+    HttpLogger().exception("broken", exc_info=ValueError("why"))
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "ValueError: why" in caplog.text
+
+
+async def test_nobody_is_asked_for_a_body_that_is_not_wanted(port: int) -> None:
+    """Who waits with the body is told to go on only after the guards have let the request in."""
+    body = b'{"size_bytes": 512}'
+    head = b"PUT /v1/instances/%b/disks/root HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+    head = head % INSTANCE.encode() + b"Content-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n" % len(body)
+    assert await said(port, head + b"\r\n") == [b"HTTP/1.1 401 Unauthorized"]
+    known = head + b"Authorization: Bearer " + BEARER + b"\r\n\r\n"
+    assert await said(port, known, body) == [b"HTTP/1.1 100 Continue", b"HTTP/1.1 201 Created"]
+
+
+async def test_an_expectation_that_nobody_knows_is_answered_like_none(port: int) -> None:
+    """No header goes past the guards, and none is answered by somebody else."""
+    head = b"GET /v1/status HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\n\r\n"
+    assert await said(port, head) == [b"HTTP/1.1 401 Unauthorized"]
