@@ -127,11 +127,11 @@ class KeystoneIdentity:
         self._cloud = await self._in_thread(_load, self._settings)
 
     async def close(self) -> None:
-        """Drop the connections; a request under way ends by itself in its thread."""
+        """Drop the connections; a request under way is not waited for and ends in its thread."""
         await self._renewals.shutdown()
-        if self._cloud is not None:
-            await self._in_thread(self._cloud.session.session.close)
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._cloud is not None:
+            await asyncio.to_thread(self._cloud.session.session.close)
 
     @property
     def ca_file(self) -> Path | None:

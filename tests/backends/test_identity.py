@@ -357,3 +357,17 @@ async def test_an_identity_that_is_not_started_says_so() -> None:
     with pytest.raises(RuntimeError, match="before start"):
         await identity.endpoints()
     await identity.close()
+
+
+async def test_closing_does_not_wait_for_a_keystone_that_hangs(
+    clouds: Clouds, keystone: FakeKeystone
+) -> None:
+    """The daemon stops while a login is under way, and who waits for that is told."""
+    identity = await clouds.start(timeout=3600)
+    keystone.answering.clear()
+    asking = asyncio.ensure_future(identity.token())
+    await keystone.asked.wait()
+    await identity.close()
+    assert not keystone.answering.is_set()
+    with pytest.raises(RuntimeError, match="stopped"):
+        await asking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import uuid
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class FakeKeystone:
 
     ``endpoints`` are pairs of region and URL of public image services; ``lifetime`` is that of
     the tokens it gives, ``omits`` what it leaves out of their description. While ``failing`` is a
-    status, it answers every login so. ``issued`` are the tokens it gave, ``logins`` counts
+    status, it answers every login so; it answers none until ``answering``, and ``asked`` tells
+    that one has come. ``issued`` are the tokens it gave, ``logins`` counts
     attempts. ``tls`` makes it listen under TLS.
     """
 
@@ -33,12 +35,15 @@ class FakeKeystone:
     omits: tuple[str, ...] = ()
     tls: ssl.SSLContext | None = None
     failing: int | None = None
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     issued: list[str] = field(default_factory=list)
     logins: int = 0
     url: str = ""
     _server: TestServer | None = None
 
     async def __aenter__(self) -> Self:
+        self.answering.set()
         app = web.Application()
         app.router.add_get("/v3", self._version)
         app.router.add_post("/v3/auth/tokens", self._login)
@@ -48,6 +53,7 @@ class FakeKeystone:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        self.answering.set()
         if self._server is not None:
             await self._server.close()
 
@@ -58,6 +64,8 @@ class FakeKeystone:
 
     async def _login(self, request: web.Request) -> web.Response:
         self.logins += 1
+        self.asked.set()
+        await self.answering.wait()
         if self.failing is not None:
             return web.Response(status=self.failing, text="no")
         if not _knows((await request.json())["auth"]["identity"]):
