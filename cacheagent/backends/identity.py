@@ -212,6 +212,7 @@ def _load(settings: KeystoneSettings) -> _Cloud:
     if not isinstance(region.get_auth(), BaseIdentityPlugin):
         raise ConfigError(f"{_name(settings.cloud)} gives no tokens of Keystone, see glance.auth")
     session.timeout = session.timeout or settings.timeout
+    session.session.trust_env = False  # no proxy and no .netrc, as for Glance
     return _Cloud(
         plugin=region.get_auth(),
         session=session,

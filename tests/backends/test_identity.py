@@ -122,6 +122,18 @@ async def test_variables_of_the_environment_stand_for_an_entry(
     assert await identity.token() == keystone.issued[0]
 
 
+async def test_a_proxy_of_the_environment_is_not_used(
+    clouds: Clouds, keystone: FakeKeystone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keystone is reached as Glance is, directly."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    identity = await clouds.start()
+    assert await identity.token() == keystone.issued[0]
+
+
 async def test_a_token_about_to_end_is_replaced(clouds: Clouds, keystone: FakeKeystone) -> None:
     """A token with a minute left of its hour may run out on the way: it is not used."""
     identity = await clouds.start()
