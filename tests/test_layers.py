@@ -22,7 +22,7 @@ LAYERS = (
     {"loops"},
     {"api", "live"},
     {"wiring"},
-    {"daemon", "imageserver", "client"},
+    {"daemon", "check", "imageserver", "client"},
     {"cli"},
     {"__main__"},
 )

@@ -116,6 +116,18 @@ def addresses(runner: web.AppRunner, tls: ssl.SSLContext | None = None) -> list[
     ]
 
 
+async def check(config: ApiConfig) -> None:
+    """Find what the configuration names, and listen nowhere.
+
+    Raises:
+        ConfigError: a group or a file is not there, or cannot be used.
+
+    """
+    await asyncio.to_thread(_socket_group, config)
+    await tls_context(config)
+    await bearer_digests(config)
+
+
 async def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
     """Load certificate and key, and demand a client's certificate where an authority is given.
 
@@ -169,7 +181,7 @@ def _telling(keys: str, *files: Path | None) -> Iterator[None]:
 
 def _bind_unix(config: ApiConfig) -> socket.socket:
     path = config.socket
-    group = -1 if config.socket_group is None else _group_id(config.socket_group)
+    group = _socket_group(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -184,9 +196,11 @@ def _bind_unix(config: ApiConfig) -> socket.socket:
     return listener
 
 
-def _group_id(name: str) -> int:
+def _socket_group(config: ApiConfig) -> int:
+    """Give the group of the Unix socket; -1 = that of the daemon, as for chown(2)."""
+    name = config.socket_group
     try:
-        return grp.getgrnam(name).gr_gid
+        return -1 if name is None else grp.getgrnam(name).gr_gid
     except KeyError:
         raise ConfigError(f"api.socket_group: there is no group {name!r}") from None
 

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from typing import TYPE_CHECKING
 
+import pytest
 from click.testing import CliRunner
 
 from cacheagent.cli import main
@@ -36,6 +37,30 @@ def test_a_bad_configuration_is_status_2_and_names_the_key(tmp_path: Path) -> No
         assert done.stderr == (
             f"Error: {path}: glance.retires: unknown key (did you mean glance.retries?)\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("storage.file_group = 'nobodys'", "storage.file_group: there is no group 'nobodys'"),
+        ("api.socket_group = 'nobodys'", "api.socket_group: there is no group 'nobodys'"),
+        ("api.token_file = '{junk}'", "api.token_file: {junk}: line 1 is not the SHA-256"),
+        ("api.token_file = '{junk}x'", "api.token_file: {junk}x: No such file or directory"),
+        ("api = {{tls_cert = '{junk}', tls_key = '{junk}'}}", "api.tls_cert, api.tls_key: {junk}"),
+        ("glance.ca_file = '{junk}'", "glance.ca_file: {junk} cannot be used"),
+        ("glance.cloud = 'nine'", "glance.cloud 'nine' cannot be used"),
+    ],
+)
+def test_what_the_daemon_would_not_find_is_told_before(
+    tmp_path: Path, line: str, told: str
+) -> None:
+    """A group, a file or a cloud that is not there ends the check as it would end the start."""
+    junk, path = tmp_path / "junk", tmp_path / "agent.toml"
+    junk.write_text("junk\n")
+    path.write_text(line.format(junk=junk))
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: {told.format(junk=junk)}")
 
 
 def test_the_image_server_says_where_it_serves(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Would the daemon start: what a configuration names on this host is looked up, nothing is made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from cacheagent import wiring
+from cacheagent.api import listen
+from cacheagent.metrics import Metrics
+
+if TYPE_CHECKING:
+    from cacheagent.config import Config
+
+
+async def check(config: Config) -> None:
+    """Find the groups, the files and the cloud that are named, as the daemon will.
+
+    Neither Keystone nor Glance is asked for anything.
+
+    Raises:
+        ConfigError: one is not there, or cannot be used; the message names the key.
+
+    """
+    await asyncio.to_thread(wiring.file_group, config.storage)
+    await listen.check(config.api)
+    glance = config.glance
+    if glance.cloud is None:
+        # The OS_* variables are the daemon's, and not those of whoever checks its file.
+        glance = glance.model_copy(update={"auth": "none"})
+    async with contextlib.AsyncExitStack() as stack:
+        await wiring.open_glance(stack, glance, Metrics())
