@@ -119,12 +119,14 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     """Open every backend; the stack closes them in reverse."""
     config = live()
     store = await wiring.open_store(stack, config.storage)
+    qemu = await wiring.open_qemu(config.qemu, live.metrics)
+    await wiring.check_overlay_options(qemu, store, config.overlay.options)
     room, disk_room = await wiring.rooms(store, live)
     return Parts(
         catalog=await wiring.open_catalog(stack, store.layout.catalog),
         store=store,
         glance=await wiring.open_glance(stack, config.glance, live.metrics),
-        qemu=await wiring.open_qemu(config.qemu, live.metrics),
+        qemu=qemu,
         room=room,
         disk_room=disk_room,
         background=background,

@@ -246,7 +246,8 @@ class DiskTooSmallError(ProblemError):
         self.required_bytes = required_bytes
         self.requested_bytes = requested_bytes
         super().__init__(
-            f"the image needs {required_bytes} bytes, {requested_bytes} were asked for"
+            f"the disk would be {requested_bytes} bytes large, the image needs {required_bytes}:"
+            " its virtual size, or Glance's min_disk"
         )
 
     def members(self) -> Mapping[str, object]:
@@ -311,10 +312,13 @@ class InsufficientSpaceError(ProblemError):
 
     word, status, title = "insufficient-space", 507, "Insufficient space"
 
-    def __init__(self, *, required_bytes: int, available_bytes: int) -> None:
+    def __init__(self, *, required_bytes: int, available_bytes: int, kept_free: int = 0) -> None:
         self.required_bytes = required_bytes
         self.available_bytes = available_bytes
-        super().__init__(f"{required_bytes} bytes are needed, {available_bytes} are available")
+        beside = f" beside the {kept_free} of eviction.min_free" if kept_free else ""
+        super().__init__(
+            f"{required_bytes} bytes are needed, {available_bytes} are available{beside}"
+        )
 
     def members(self) -> Mapping[str, object]:
         """Give ``required_bytes`` and ``available_bytes``."""

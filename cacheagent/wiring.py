@@ -19,10 +19,11 @@ from cacheagent.backends.glance import Glance, GlanceHooks, GlanceSettings
 from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoIdentity
 from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
 from cacheagent.backends.store import Store
-from cacheagent.errors import ConfigError
+from cacheagent.errors import ConfigError, QemuImgError
 from cacheagent.loops.reconciler import Reconciler
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
-from cacheagent.policy.layout import Layout
+from cacheagent.model import DiskFormat
+from cacheagent.policy.layout import Layout, unfinished
 from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
     from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
     from cacheagent.service.parts import Parts
+
+PROBE_SIZE = 1 << 20
+"""Bytes of the disk that is made to try the options of overlays."""
 
 _log = structlog.get_logger(__name__)
 
@@ -209,3 +213,19 @@ async def rooms(store: Store, config: Callable[[], Config]) -> tuple[Room, Room]
     if await store.is_one_file_system():
         return room, room
     return room, Room(store.disk_usage, min_free=min_free)
+
+
+async def check_overlay_options(qemu: QemuImg, store: Store, options: str) -> None:
+    """Let qemu-img make an overlay as every disk will be made.
+
+    Raises:
+        ConfigError: it does not take the options.
+
+    """
+    probe = unfinished(store.layout.template(None, DiskFormat.QCOW2, PROBE_SIZE, options))
+    try:
+        await qemu.create(probe, DiskFormat.QCOW2, size=PROBE_SIZE, options=options)
+    except QemuImgError as error:
+        raise ConfigError(f"overlay.options: {error}") from error
+    finally:
+        await store.remove([probe])

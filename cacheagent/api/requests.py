@@ -24,8 +24,8 @@ from cacheagent.model import (
 SECTOR = 512
 """Virtual sizes of disks are multiples of this; what is asked for is rounded up."""
 
-MAX_SIZE = (1 << 63) - SECTOR
-"""The largest multiple of a sector that a file offset (``off_t``) can hold."""
+MAX_SIZE = 1 << 50
+"""A PiB: beyond that, the tables of an empty qcow2 file alone would fill a disk."""
 
 LABEL_LENGTHS = {
     FileSystem.EXT4: 16,

@@ -346,8 +346,8 @@ def _useless(files: FilesState, bases: _BasesPlan, resume: frozenset[ImageId]) -
             case LeftoverKind.MANIFEST:
                 return (file.base_id, file.format) in described
             case LeftoverKind.TEMPLATE:
-                doubt = not files.inventory.bases_readable
-                return doubt or file.base_id is None or file.base_id in bases.known
+                # One without a base is made again when it is wanted; else they would pile up.
+                return not files.inventory.bases_readable or file.base_id in bases.known
             case _:
                 return False
 

@@ -165,7 +165,7 @@ class Bases:
     async def stop(self) -> None:
         """End all downloads so that they can be resumed; whoever waits is told why."""
         self._stopping = True
-        await self._flights.shutdown(ShuttingDownError("the agent is stopping"))
+        await self._flights.shutdown(ShuttingDownError("the agent is stopping; ask again"))
 
     async def _here(self, base_id: BaseId) -> Base | None:
         """Give the base if it is ready and its file really lies there."""

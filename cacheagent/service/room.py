@@ -55,7 +55,9 @@ class Room:
         usage = await self._usage()
         available = max(usage.available - self.reserved - self._min_free(), 0)
         if size > available:
-            raise InsufficientSpaceError(required_bytes=size, available_bytes=available)
+            raise InsufficientSpaceError(
+                required_bytes=size, available_bytes=available, kept_free=self._min_free()
+            )
         reservation = Reservation(size)
         self._reservations.add(reservation)
         try:

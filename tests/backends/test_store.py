@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.backends.store import BLOCK_SIZE, Block, Manifest, Store, files, manifest
-from cacheagent.errors import InsufficientSpaceError, StateDirBusyError
+from cacheagent.errors import InsufficientSpaceError, InvalidRequestError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import Layout, unfinished
 from tests.fakes import values
@@ -296,3 +296,9 @@ async def test_discarded_ingest_leaves_nothing(store: Store) -> None:
     await store.discard_ingest(values.image_id(1))
     assert list(store.layout.ingest.iterdir()) == []
     assert await store.partial_bytes() == 0
+
+
+def test_file_that_is_too_long_is_a_mistake_of_the_request() -> None:
+    """Sixteen TiB are no disk on ext4, and whoever asked for that is told which field is wrong."""
+    with pytest.raises(InvalidRequestError, match="size_bytes"), files.length_errors():
+        raise OSError(errno.EFBIG, "File too large")

@@ -192,6 +192,14 @@ async def test_blank_disk_without_a_file_system(agent: Agent, disk_format: str) 
     assert Path(answer.body["path"]).stat().st_blocks * 512 < MIB
 
 
+async def test_disk_beyond_all_measure_is_a_mistake_of_the_request(agent: Agent) -> None:
+    """A size that no file can have is told by the field, and leaves nothing behind."""
+    answer = await agent.create(None, format="raw", size_bytes=(1 << 50) + 1)
+    assert (answer.status, answer.problem) == (400, "invalid-request")
+    assert answer.body["errors"][0]["field"] == "size_bytes"
+    assert list((agent.state / "instances").iterdir()) == []
+
+
 async def test_deleted_instance_leaves_nothing(agent: Agent, raw: str) -> None:
     """All disks of an instance go at once, and a second time is no error."""
     instance_id = str(uuid.uuid4())

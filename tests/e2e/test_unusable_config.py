@@ -67,6 +67,7 @@ async def refusal(folder: Path, settings: Settings) -> str:
             {"listen": "127.0.0.1:0", "tls_cert": "{junk}", "tls_key": "{junk}"},
             "api.tls_cert, api.tls_key: {junk}, {junk}: [SSL] PEM lib",
         ),
+        ("overlay", {"options": "nosuch=3k"}, "overlay.options: qemu-img create: "),
         ("glance", {"ca_file": "{junk}"}, "glance.ca_file: {junk} cannot be used: "),
         ("glance", {"retires": 1}, "glance.retires: unknown key (did you mean glance.retries?)"),
     ],

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cacheagent.errors import InsufficientSpaceError
+from cacheagent.errors import InsufficientSpaceError, InvalidRequestError
 from cacheagent.model import SpaceUsage
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ def space_errors(folder: Path, required_bytes: int) -> Iterator[None]:
         raise InsufficientSpaceError(
             required_bytes=required_bytes, available_bytes=usage(folder).available
         ) from error
+
+
+@contextlib.contextmanager
+def length_errors() -> Iterator[None]:
+    """Turn a file that would be too long for its file system into a mistake of the request."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        problem = "is more than a file can have on this file system"
+        raise InvalidRequestError([("size_bytes", problem)]) from error
 
 
 def usage(folder: Path) -> SpaceUsage:

@@ -64,6 +64,7 @@ class Store:
 
         Raises:
             InsufficientSpaceError: the file system is full.
+            InvalidRequestError: a file would be longer than the file system takes.
 
         """
         return await self._run_in(self._threads, work, *arguments)
@@ -76,7 +77,7 @@ class Store:
         self, threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
     ) -> T:
         def guarded() -> T:
-            with files.space_errors(self.layout.state_dir, LEAST_ROOM):
+            with files.space_errors(self.layout.state_dir, LEAST_ROOM), files.length_errors():
                 return work(*arguments)
 
         loop = asyncio.get_running_loop()
