@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 async def find_image(client: AsyncClient, text: str) -> str:
     """Give the id of the image. Names are looked for among the images that are cached or coming.
 
-    Raises: ``click.BadParameter`` that lists the ids where several have the name, and that asks
-    for the id where none has.
+    Raises: ``click.BadParameter`` that lists the ids where several have the name;
+    ``click.ClickException`` that asks for the id where none has: the daemon was asked, and the
+    command line is in order.
     """
     if re.fullmatch(UUID_PATTERN, text.lower()):
         return text.lower()
     ids = [image["image_id"] for image in await client.images() if image["name"] == text]
     if not ids:
-        raise click.BadParameter(f"no image of the name {text!r} is cached: give its id")
+        raise click.ClickException(
+            f"no image of the name {text!r} is cached or coming: give its id"
+        )
     if len(ids) > 1:
         raise click.BadParameter(
             f"{len(ids)} images have the name {text!r}, give the id of one:\n" + "\n".join(ids)

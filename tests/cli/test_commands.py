@@ -141,10 +141,15 @@ def test_a_name_that_is_not_unique_lists_the_ids(run: Run) -> None:
 
 
 def test_a_name_that_nothing_has_asks_for_the_id(run: Run) -> None:
-    """Names are known of cached images only, and the error says so."""
-    done = run("image", "pull", "no-such-image")
-    assert done.exit_code == 2
-    assert "give its id" in done.stderr
+    """Names are known of cached images only, and the error says so; the usage was right."""
+    for command in (
+        ("image", "pull", "no-such-image"),
+        ("image", "show", "no-such-image"),
+        ("disk", "create", INSTANCE, "root", "--image", "no-such-image"),
+    ):
+        done = run(*command)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "'no-such-image' is cached or coming: give its id" in done.stderr
 
 
 def test_an_image_that_nothing_uses_can_be_evicted(run: Run, daemon: FakeDaemon) -> None:

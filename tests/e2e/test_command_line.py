@@ -146,7 +146,7 @@ async def test_name_that_two_images_have_is_no_name(glance: LyingGlance) -> None
         assert sorted(refused.stderr.splitlines()[-2:]) == sorted(ids)
         assert len(agent.bases()) == 2 * len(ids)
         unknown = await run(agent, "image", "show", "centos")
-        assert unknown.status == USAGE
+        assert unknown.status == REFUSED
         assert "give its id" in unknown.stderr
 
 
