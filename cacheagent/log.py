@@ -52,7 +52,6 @@ def configure(
     ``stream`` is stderr where it is None. Where the journal of systemd listens on it, lines of
     text bear no time of their own.
     """
-    out = sys.stderr if stream is None else stream
     structlog.configure(
         processors=[*_common(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -60,6 +59,20 @@ def configure(
         # A reload changes the level of loggers that modules hold already.
         cache_logger_on_first_use=False,
     )
+    _take_over(_handler(sys.stderr if stream is None else stream, log_format, environ))
+    logging.getLogger().setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+
+
+def _take_over(handler: _Handler) -> None:
+    """Let the handler have all lines, in the place of an earlier one of ours."""
+    root = logging.getLogger()
+    for old in [each for each in root.handlers if isinstance(each, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+
+
+def _handler(out: TextIO, log_format: str, environ: Mapping[str, str]) -> _Handler:
     handler = _Handler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -70,12 +83,7 @@ def configure(
             ],
         )
     )
-    root = logging.getLogger()
-    for old in [h for h in root.handlers if isinstance(h, _Handler)]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-    logging.captureWarnings(capture=True)
+    return handler
 
 
 @contextlib.contextmanager

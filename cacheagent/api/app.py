@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -76,13 +77,10 @@ def _application(
     )
     app[STATUS], app[METRICS] = status, metrics
     for route, handler in handlers:
-        if route.method == "GET":
-            # and HEAD (RFC 9110, section 9.1)
-            app.router.add_get(route.path, handler, expect_handler=reading.expect_later)
-        else:
-            app.router.add_route(
-                route.method, route.path, handler, expect_handler=reading.expect_later
-            )
+        # What can be got can be asked for by HEAD (RFC 9110, section 9.1).
+        get = route.method == "GET"
+        add = app.router.add_get if get else partial(app.router.add_route, route.method)
+        add(route.path, handler, expect_handler=reading.expect_later)
     return app
 
 

@@ -59,36 +59,39 @@ def _note(ctx: click.Context, param: click.Parameter, value: object) -> None:
         setattr(ctx.ensure_object(Settings), str(param.name), value)
 
 
+_OPTIONS = (
+    click.option(
+        "--socket",
+        metavar="PATH|URL",
+        help=f"Where the daemon is.  [default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET}]",
+        expose_value=False,
+        callback=_note,
+    ),
+    click.option(
+        "--token",
+        help=f"Ask on behalf of this Keystone token.  [default: ${TOKEN_VARIABLE}]",
+        expose_value=False,
+        callback=_note,
+    ),
+    click.option(
+        "--bearer",
+        help=f"The bearer token of a daemon over TCP.  [default: ${BEARER_VARIABLE}]",
+        expose_value=False,
+        callback=_note,
+    ),
+    click.option(
+        "--json",
+        is_flag=True,
+        default=None,
+        help="Print JSON.",
+        expose_value=False,
+        callback=_note,
+    ),
+)
+
+
 def client_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options, which end up in the ``Settings`` of the context."""
-    for option in (
-        click.option(
-            "--socket",
-            metavar="PATH|URL",
-            help=f"Where the daemon is.  [default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET}]",
-            expose_value=False,
-            callback=_note,
-        ),
-        click.option(
-            "--token",
-            help=f"Ask on behalf of this Keystone token.  [default: ${TOKEN_VARIABLE}]",
-            expose_value=False,
-            callback=_note,
-        ),
-        click.option(
-            "--bearer",
-            help=f"The bearer token of a daemon over TCP.  [default: ${BEARER_VARIABLE}]",
-            expose_value=False,
-            callback=_note,
-        ),
-        click.option(
-            "--json",
-            is_flag=True,
-            default=None,
-            help="Print JSON.",
-            expose_value=False,
-            callback=_note,
-        ),
-    ):
+    for option in _OPTIONS:
         command = option(command)
     return command
