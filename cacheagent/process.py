@@ -75,8 +75,8 @@ class Completed:
     def last_words(self) -> str:
         """Why it failed, in one line: the limit or signal that killed it, or its complaint."""
         if self.returncode < 0:
-            ended = _LIMIT_SIGNALS.get(-self.returncode)
-            return ended or f"was killed by {signal.Signals(-self.returncode).name}"
+            number = -self.returncode
+            return _LIMIT_SIGNALS.get(number) or f"was killed by {_signal_name(number)}"
         complaint = "; ".join(line.strip() for line in self.stderr.splitlines() if line.strip())
         return complaint or f"ended with status {self.returncode}"
 
@@ -84,6 +84,13 @@ class Completed:
     def no_space(self) -> bool:
         """Whether it complained that the file system is full, or the quota used up."""
         return any(os.strerror(code) in self.stderr for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {number}"
 
 
 async def run_limited(
@@ -96,7 +103,7 @@ async def run_limited(
 
     It gets a session of its own, no input and ``ENVIRONMENT``. With ``on_stdout`` its output is
     handed over as it comes, and not kept. When the caller is cancelled, or ``on_stdout`` raises,
-    the program and its children are killed, and it has ended when this raises.
+    the program has ended when this raises. Children that it left behind are killed in any case.
 
     Raises: ProgramMissingError where ``argv[0]`` is not installed.
     """
@@ -175,9 +182,8 @@ async def _drain(stream: StreamReader | None, take: Callable[[bytes], None]) -> 
 
 
 async def _end(process: Process) -> None:
-    if process.returncode is not None:
-        return
     # A session of its own makes it the leader of a group that its children belong to as well.
+    # They may outlive it, and hold its output open.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

@@ -73,6 +73,8 @@ async def test_a_silent_failure_has_last_words_too() -> None:
     assert silent.last_words == "ended with status 1"
     killed = await run_limited(shell("kill -SEGV $$"), limits=NO_LIMITS)
     assert killed.last_words == "was killed by SIGSEGV"
+    nameless = await run_limited(shell("kill -40 $$"), limits=NO_LIMITS)
+    assert nameless.last_words == "was killed by signal 40"
 
 
 async def test_nothing_is_inherited() -> None:
@@ -163,6 +165,28 @@ async def test_cancelling_kills_the_program_and_its_children() -> None:
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
+    assert await asyncio.to_thread(wait_for_ends, listener.pidfds)
+
+
+async def test_cancelling_kills_children_that_outlive_the_program() -> None:
+    """A child that holds the output open goes as well, though its parent has ended before."""
+    listener = Listener(1)
+    child = 'while kill -0 "$1" 2>&-; do :; done; echo $$; exec sleep 1000'
+    script = f"sh -c '{child}' child $$ &"
+    run = asyncio.ensure_future(run_limited(shell(script), limits=NO_LIMITS, on_stdout=listener))
+    await listener.heard.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert await asyncio.to_thread(wait_for_ends, listener.pidfds)
+
+
+async def test_a_child_that_is_left_behind_is_killed() -> None:
+    """A program that ends well leaves nothing running, even what has let go of its output."""
+    listener = Listener(1)
+    script = "sleep 1000 >/dev/null 2>&1 & echo $!"
+    done = await run_limited(shell(script), limits=NO_LIMITS, on_stdout=listener)
+    assert done.returncode == 0
     assert await asyncio.to_thread(wait_for_ends, listener.pidfds)
 
 
