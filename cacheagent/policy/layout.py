@@ -103,10 +103,6 @@ class Layout:
         """Path of a base on its way out; one that lies there already may be replaced."""
         return _child(self.trash, f"{base_id}.{fmt}")
 
-    def quarantined(self, base_id: BaseId, fmt: DiskFormat) -> Path:
-        """Path of a base that failed verification."""
-        return _child(self.quarantine, f"{base_id}.{fmt}")
-
     def part(self, image_id: ImageId) -> Path:
         """Path of the bytes of a download that has not ended."""
         return _child(self.ingest, f"{image_id}.part")
@@ -147,14 +143,6 @@ class Layout:
     def base_of(self, path: Path) -> tuple[BaseId, DiskFormat] | None:
         """Tell which base an absolute path without ``..`` names, None if it names none."""
         return parse_base_name(path.name) if path.parent == self.bases else None
-
-    def disk_of(self, path: Path) -> tuple[DiskKey, DiskFormat] | None:
-        """Tell which disk an absolute path without ``..`` names, None if it names none."""
-        instance_id = parse_instance_name(path.parent.name)
-        disk = parse_disk_file_name(path.name)
-        if instance_id is None or disk is None or path.parent.parent != self.instances_dir:
-            return None
-        return DiskKey(instance_id=instance_id, name=disk[0]), disk[1]
 
 
 def unfinished(path: Path) -> Path:

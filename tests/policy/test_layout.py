@@ -70,10 +70,9 @@ def test_a_base_and_its_manifest() -> None:
     assert layout_module.parse_manifest_name(base.name) is None
 
 
-def test_trash_and_quarantine_keep_the_name_of_the_base() -> None:
+def test_trash_keeps_the_name_of_the_base() -> None:
     """A base that is moved aside can still be told by its name."""
     assert LAYOUT.trashed(BASE_ID, DiskFormat.QCOW2) == Path(f"/state/trash/{BASE_ID}.qcow2")
-    assert LAYOUT.quarantined(BASE_ID, DiskFormat.RAW) == Path(f"/state/quarantine/{BASE_ID}.raw")
 
 
 @pytest.mark.parametrize(
@@ -156,28 +155,12 @@ def test_a_template_tells_its_base() -> None:
 
 
 def test_a_disk_lies_in_the_folder_of_its_instance() -> None:
-    """Path and key of a disk lead to each other."""
+    """Where a disk lies tells whose it is, and which."""
     path = LAYOUT.disk(KEY, DiskFormat.QCOW2)
     assert path == Path(f"/instances/{INSTANCE}/root.qcow2")
     assert LAYOUT.instance(INSTANCE) == path.parent
     assert layout_module.parse_instance_name(path.parent.name) == INSTANCE
     assert layout_module.parse_disk_file_name(path.name) == (KEY.name, DiskFormat.QCOW2)
-    assert LAYOUT.disk_of(path) == (KEY, DiskFormat.QCOW2)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        f"/elsewhere/{INSTANCE}/root.qcow2",
-        "/instances/no-uuid/root.qcow2",
-        f"/instances/{INSTANCE}/Root.qcow2",
-        f"/instances/{INSTANCE}/root.vmdk",
-        f"/instances/{INSTANCE}/.root.qcow2.making",
-    ],
-)
-def test_other_paths_are_no_disk(path: str) -> None:
-    """A path that is not exactly that of a disk of ours names none."""
-    assert LAYOUT.disk_of(Path(path)) is None
 
 
 def test_a_backing_file_tells_its_base() -> None:

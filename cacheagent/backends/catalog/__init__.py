@@ -1,6 +1,6 @@
 """Which bases, disks and pins exist: SQLite, one connection in one thread."""
 
 from cacheagent.backends.catalog.catalog import Catalog
-from cacheagent.backends.catalog.queries import CatalogCounts, DiskIntent
+from cacheagent.backends.catalog.queries import DiskIntent
 
-__all__ = ["Catalog", "CatalogCounts", "DiskIntent"]
+__all__ = ["Catalog", "DiskIntent"]

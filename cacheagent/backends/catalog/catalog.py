@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from cacheagent.backends.catalog.queries import CatalogCounts, DiskIntent
+    from cacheagent.backends.catalog.queries import DiskIntent
     from cacheagent.model import (
         Base,
         BaseId,
@@ -189,7 +189,3 @@ class Catalog:
         A row that is there stays as it is, but for an image that has no base yet: it gets one.
         """
         await self._db.write(queries.adopt, bases=bases, images=images, disks=disks)
-
-    async def counts(self) -> CatalogCounts:
-        """Count images by state, READY disks by mode, and bases with a pin."""
-        return await self._db.read(queries.counts)

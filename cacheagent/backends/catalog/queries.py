@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import rows
 from cacheagent.errors import DiskNotFoundError
-from cacheagent.model import BaseState, DiskMode, DiskState, ImageId, User, UserKind
+from cacheagent.model import BaseState, DiskState, ImageId, User, UserKind
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,18 +31,6 @@ class DiskIntent(enum.Enum):
     RECORDED = enum.auto()
     BASE_GONE = enum.auto()
     EXISTS = enum.auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogCounts:
-    """How many there are: images by state, usable disks by mode, bases with a pin.
-
-    Every state and mode is a key, with 0 where there is none.
-    """
-
-    images: Mapping[BaseState, int]
-    disks: Mapping[DiskMode, int]
-    bases_pinned: int
 
 
 # --- images -------------------------------------------------------------------------------------
@@ -289,24 +275,3 @@ def adopt(
         columns = (each.image.image_id, each.base_id, rows.description(each.image), stamp)
         db.execute(_ADOPT_IMAGE, columns)
     db.executemany(_ADOPT_DISK, [rows.disk_row(each) for each in disks])
-
-
-def counts(db: sqlite3.Connection) -> CatalogCounts:
-    """Count images by state, usable disks by mode, and bases with a pin."""
-    by_state = dict(
-        db.execute(
-            "SELECT coalesce(bases.state, 'ingesting'), count(*) FROM images"
-            " LEFT JOIN bases USING (base_id) GROUP BY 1"
-        ).fetchall()
-    )
-    by_mode = dict(
-        db.execute("SELECT mode, count(*) FROM disks WHERE state = 'ready' GROUP BY 1").fetchall()
-    )
-    (pinned,) = db.execute(
-        "SELECT count(DISTINCT base_id) FROM images JOIN pins USING (image_id)"
-    ).fetchone()
-    return CatalogCounts(
-        images={state: by_state.get(state, 0) for state in BaseState},
-        disks={mode: by_mode.get(mode, 0) for mode in DiskMode},
-        bases_pinned=pinned,
-    )

@@ -54,11 +54,6 @@ class Block:
         self._view = memoryview(self._memory)
         self.length = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing more fits in."""
-        return self.length == BLOCK_SIZE
-
     def take(self, data: memoryview) -> memoryview:
         """Copy in what fits of ``data``, and give back the rest."""
         taken = min(len(data), BLOCK_SIZE - self.length)

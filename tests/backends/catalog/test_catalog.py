@@ -328,28 +328,3 @@ async def test_an_adoption_is_all_or_nothing(catalog: Catalog) -> None:
         await catalog.adopt(bases=[base(1)], images=[stray])
     assert await catalog.bases() == []
     assert await catalog.images() == []
-
-
-async def test_counts_name_every_state_and_mode(catalog: Catalog) -> None:
-    """Counts have a value for each state and mode, also for those that do not occur."""
-    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
-    await catalog.publish(base(2, state=BaseState.QUARANTINED), [glance_image(3)], NOW)
-    await catalog.intend_image(glance_image(4), NOW)
-    for number in (1, 2, 4):
-        await catalog.pin(image_id(number), NOW)
-    await catalog.adopt(
-        disks=[
-            disk(disk_key(1), 1),
-            disk(disk_key(2), None, mode=DiskMode.FULL),
-            disk(disk_key(3), 1, state=DiskState.PENDING),
-        ]
-    )
-    counts = await catalog.counts()
-    assert counts.images == {
-        BaseState.INGESTING: 1,
-        BaseState.READY: 2,
-        BaseState.EVICTING: 0,
-        BaseState.QUARANTINED: 1,
-    }
-    assert counts.disks == {DiskMode.OVERLAY: 1, DiskMode.FULL: 1}
-    assert counts.bases_pinned == 1
