@@ -127,17 +127,20 @@ async def _list(request: web.Request) -> web.Response:
         "first": str(request.rel_url.without_query_params("marker")),
         "schema": "/v2/schemas/images",
     }
-    if limit < len(images):
+    if 0 < limit < len(images):
         last = images[limit - 1].image.image_id
         body["next"] = str(request.rel_url.update_query(marker=last, limit=str(limit)))
     return web.json_response(body)
 
 
 def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", str(_DEFAULT_LIMIT))
-    if not (text.isascii() and text.isdigit() and int(text)):
-        _fail(web.HTTPBadRequest, "limit is no positive number")
-    return min(int(text), _MAX_LIMIT)
+    try:
+        limit = int(request.query.get("limit", _DEFAULT_LIMIT))
+    except ValueError:  # of more than some thousand digits as well
+        _fail(web.HTTPBadRequest, "limit is no number")
+    if limit < 0:
+        _fail(web.HTTPBadRequest, "limit is negative")
+    return min(limit, _MAX_LIMIT)
 
 
 def _matches(request: web.Request, each: FolderImage) -> bool:

@@ -282,7 +282,17 @@ async def test_a_list_can_be_asked_for_by_name(service: Service, tmp_path: Path)
     assert await service.names("?name=x") == []
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "limit=\u00b2", "marker=none"])
+async def test_a_page_may_be_empty(service: Service, tmp_path: Path) -> None:
+    """As with Glance, a limit of 0 gives no image and no next page."""
+    (tmp_path / "a.raw").write_bytes(b"a")
+    page = await service.page("?limit=0")
+    assert page["images"] == []
+    assert "next" not in page
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=-1", "limit=x", "limit=\u00b2", f"limit={'1' * 5000}", "marker=none"]
+)
 async def test_a_page_that_cannot_be_is_a_bad_request(service: Service, query: str) -> None:
     """As with Glance."""
     assert await service.status(f"/v2/images?{query}") == 400
