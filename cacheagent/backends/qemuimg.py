@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cacheagent.errors import QemuImgError
@@ -122,27 +123,12 @@ class QemuImg:
         ``on_progress`` gets the fraction done, from 0 to 1. A target that was begun stays where
         this fails. Raises: QemuImgError with ``no_space`` where the file system is full.
         """
+        words = partial(convert_arguments, source, source_format, target, target_format)
+        limits = self._limits(longest_file(max_bytes, target_format), converted=max_bytes)
         watch = ProgressReader(on_progress)
-
-        async def convert_with(cache: str) -> Completed:
-            words = convert_arguments(
-                source,
-                source_format,
-                target,
-                target_format,
-                threads=self._settings.convert_threads,
-                cache=cache,
-            )
-            return await self._complete(
-                words,
-                cpu_seconds=self._settings.cpu_time_limit + max_bytes / _SLOWEST_CONVERSION,
-                file_size=longest_file(max_bytes, target_format),
-                on_stdout=watch.feed,
-            )
-
-        completed = await convert_with("none")
+        completed = await self._convert(words, "none", limits, watch)
         if completed.returncode != 0 and _NO_DIRECT_IO.search(completed.stderr):
-            completed = await convert_with("writeback")
+            completed = await self._convert(words, "writeback", limits, watch)
         if completed.returncode != 0:
             raise _error("convert", completed)
 
@@ -172,21 +158,23 @@ class QemuImg:
             raise _error(arguments[0], completed)
         return completed.stdout
 
-    async def _complete(
-        self,
-        arguments: Sequence[str],
-        *,
-        cpu_seconds: float | None = None,
-        file_size: int | None = None,
-        on_stdout: Callable[[bytes], None] | None = None,
+    async def _complete(self, arguments: Sequence[str], *, file_size: int | None) -> Completed:
+        words = [self._settings.binary, *arguments]
+        return await run_limited(words, limits=self._limits(file_size))
+
+    async def _convert(
+        self, words: partial[list[str]], cache: str, limits: Limits, watch: ProgressReader
     ) -> Completed:
-        limits = Limits(
-            cpu_seconds=cpu_seconds or self._settings.cpu_time_limit,
+        arguments = words(threads=self._settings.convert_threads, cache=cache)
+        return await run_limited(
+            [self._settings.binary, *arguments], limits=limits, on_stdout=watch.feed
+        )
+
+    def _limits(self, file_size: int | None, *, converted: int = 0) -> Limits:
+        return Limits(
+            cpu_seconds=self._settings.cpu_time_limit + converted / _SLOWEST_CONVERSION,
             memory=self._settings.memory_limit,
             file_size=file_size,
-        )
-        return await run_limited(
-            [self._settings.binary, *arguments], limits=limits, on_stdout=on_stdout
         )
 
 
