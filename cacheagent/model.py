@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NewType
+from typing import Final, NewType
 
 ImageId = NewType("ImageId", str)
 InstanceId = NewType("InstanceId", str)
@@ -71,6 +71,26 @@ class FileSystem(enum.StrEnum):
     XFS = "xfs"
     VFAT = "vfat"
     SWAP = "swap"
+
+
+LABEL_PATTERNS: Final[Mapping[FileSystem, str]] = {
+    FileSystem.EXT4: r"[A-Za-z0-9][A-Za-z0-9_.-]{0,15}",
+    FileSystem.XFS: r"[A-Za-z0-9][A-Za-z0-9_.-]{0,11}",
+    FileSystem.VFAT: r"[A-Za-z0-9][A-Za-z0-9_-]{0,10}",
+    FileSystem.SWAP: r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}",
+}
+"""The labels of each file system: mke2fs(8), mkfs.xfs(8), mkfs.fat(8), mkswap(8).
+
+They go onto command lines: no blank, no control character, no hyphen in front. The lengths are
+those of the fields on disk; of swap's 16 bytes the last stays a NUL, and FAT forbids the dot.
+"""
+
+
+def check_label(filesystem: FileSystem, label: str) -> None:
+    """Raise ``ValueError`` unless the file system can bear the label."""
+    pattern = LABEL_PATTERNS[filesystem]
+    if not re.fullmatch(pattern, label):
+        raise ValueError(f"has to match {pattern} for {filesystem}")
 
 
 class BaseState(enum.StrEnum):

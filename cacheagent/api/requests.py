@@ -12,12 +12,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from cacheagent.errors import InvalidRequestError
 from cacheagent.model import (
+    LABEL_PATTERNS,
     UUID_PATTERN,
     DiskFormat,
     DiskMode,
     DiskSpec,
     FileSystem,
     ImageId,
+    check_label,
     parse_image_id,
 )
 
@@ -27,16 +29,8 @@ SECTOR = 512
 MAX_SIZE = 1 << 50
 """A PiB: beyond that, the tables of an empty qcow2 file alone would fill a disk."""
 
-LABEL_LENGTHS = {
-    FileSystem.EXT4: 16,
-    FileSystem.XFS: 12,
-    FileSystem.VFAT: 11,
-    FileSystem.SWAP: 15,
-}
-"""The longest label of each file system: mke2fs(8), mkfs.xfs(8), mkfs.fat(8), mkswap(8)."""
-
-LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,15}$"
-"""Labels go onto command lines: no blank, no control character, no hyphen in front."""
+LABEL_PATTERN = rf"^{LABEL_PATTERNS[FileSystem.EXT4]}$"
+"""The widest of the patterns: what no file system can bear is refused by the model already."""
 
 _Id = Annotated[
     ImageId,
@@ -117,9 +111,10 @@ class DiskRequest(Request):
         elif self.label is not None and self.filesystem is None:
             problems.append(("label", "needs a filesystem"))
         elif self.label is not None and self.filesystem is not None:
-            longest = LABEL_LENGTHS[self.filesystem]
-            if len(self.label) > longest:
-                problems.append(("label", f"is longer than the {longest} of {self.filesystem}"))
+            try:
+                check_label(self.filesystem, self.label)
+            except ValueError as error:
+                problems.append(("label", str(error)))
         return problems
 
 

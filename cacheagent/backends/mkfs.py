@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import InvalidRequestError, MkfsError, ProgramMissingError
-from cacheagent.model import FileSystem
+from cacheagent.model import FileSystem, check_label
 from cacheagent.process import Limits, run_limited
 
 if TYPE_CHECKING:
@@ -21,44 +20,18 @@ _MEMORY = 2 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Maker:
-    """A tool, the option that it takes a label by, and what a label may be."""
+    """A tool, and the option that it takes a label by."""
 
     command: tuple[str, ...]
     label_option: str
-    label_pattern: str
 
 
-# A label may not begin like an option. The lengths are those of the fields on disk; of swap's 16
-# bytes the last stays a NUL, and FAT forbids the dot.
 _MAKERS: Final[Mapping[FileSystem, _Maker]] = {
-    FileSystem.EXT4: _Maker(
-        command=("mke2fs", "-q", "-F", "-t", "ext4"),
-        label_option="-L",
-        label_pattern=r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,15}",
-    ),
-    FileSystem.XFS: _Maker(
-        command=("mkfs.xfs", "-q", "-f"),
-        label_option="-L",
-        label_pattern=r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,11}",
-    ),
-    FileSystem.VFAT: _Maker(
-        command=("mkfs.vfat",),
-        label_option="-n",
-        label_pattern=r"[A-Za-z0-9_][A-Za-z0-9_-]{0,10}",
-    ),
-    FileSystem.SWAP: _Maker(
-        command=("mkswap",),
-        label_option="-L",
-        label_pattern=r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}",
-    ),
+    FileSystem.EXT4: _Maker(command=("mke2fs", "-q", "-F", "-t", "ext4"), label_option="-L"),
+    FileSystem.XFS: _Maker(command=("mkfs.xfs", "-q", "-f"), label_option="-L"),
+    FileSystem.VFAT: _Maker(command=("mkfs.vfat",), label_option="-n"),
+    FileSystem.SWAP: _Maker(command=("mkswap",), label_option="-L"),
 }
-
-
-def check_label(filesystem: FileSystem, label: str) -> None:
-    """Refuse a label that the file system cannot bear. Raises: InvalidRequestError."""
-    pattern = _MAKERS[filesystem].label_pattern
-    if not re.fullmatch(pattern, label):
-        raise InvalidRequestError([("label", f"for {filesystem}, it has to match {pattern}")])
 
 
 def mkfs_arguments(path: Path, filesystem: FileSystem, label: str | None) -> list[str]:
@@ -68,7 +41,10 @@ def mkfs_arguments(path: Path, filesystem: FileSystem, label: str | None) -> lis
     maker = _MAKERS[filesystem]
     if label is None:
         return [*maker.command, str(path)]
-    check_label(filesystem, label)
+    try:
+        check_label(filesystem, label)
+    except ValueError as error:
+        raise InvalidRequestError([("label", str(error))]) from error
     return [*maker.command, maker.label_option, label, str(path)]
 
 

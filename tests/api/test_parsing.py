@@ -51,6 +51,8 @@ JSON = {"Content-Type": "application/json"}
         ({"size_bytes": 512, "filesystem": "ext4", "label": ""}, ["label"]),
         ({"size_bytes": 512, "filesystem": "ext4", "label": "a" * 17}, ["label"]),
         ({"size_bytes": 512, "filesystem": "vfat", "label": "a" * 12}, ["label"]),
+        ({"size_bytes": 512, "filesystem": "vfat", "label": "a.b"}, ["label"]),
+        ({"size_bytes": 512, "filesystem": "ext4", "label": "_a"}, ["label"]),
         ({"mode": "overlay"}, ["mode", "size_bytes"]),
         ([], ["body"]),
     ],

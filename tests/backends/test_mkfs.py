@@ -82,7 +82,7 @@ async def test_each_file_system_is_made_with_its_label(
 def test_a_label_fits_its_file_system(tmp_path: Path, filesystem: FileSystem, longest: int) -> None:
     """A label that would be cut, or taken for an option, is refused with its field."""
     assert "x" * longest in mkfs_arguments(tmp_path, filesystem, "x" * longest)
-    for wrong in ("x" * (longest + 1), "", "-L", "a b", "a\n", "ä"):
+    for wrong in ("x" * (longest + 1), "", "-L", "_a", ".a", "a b", "a\n", "ä"):
         with pytest.raises(InvalidRequestError) as caught:
             mkfs_arguments(tmp_path, filesystem, wrong)
         assert caught.value.problems[0][0] == "label"
