@@ -64,10 +64,10 @@ async def _serve(
     config_path: Path | None,
 ) -> None:
     """Start, serve until a signal, stop; what the stack holds is closed by the caller."""
-    live = Live(config, config_path, Metrics())
+    notifier = Notifier(os.environ)
+    live = Live(config, config_path, Metrics(), notifier)
     stop = _signals(live)
     await stack.enter_async_context(live.watched())
-    notifier = Notifier(os.environ)
     helpers: list[asyncio.Task[None]] = []
     # To the very end: closing may take longer than the watchdog waits.
     stack.callback(_cancel, helpers)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from cacheagent.backends.systemd import Notifier
     from cacheagent.config import Config
     from cacheagent.metrics import Metrics
 
@@ -28,12 +29,16 @@ _log = structlog.get_logger(__name__)
 class Live:
     """The configuration as it is now: the one value that a reload replaces.
 
-    Without a ``path`` there is nothing to read again, and it stays as it is.
+    Without a ``path`` there is nothing to read again, and it stays as it is. ``notifier`` hears
+    when a reload begins and ends, and what it came to.
     """
 
-    def __init__(self, config: Config, path: Path | None, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, path: Path | None, metrics: Metrics, notifier: Notifier
+    ) -> None:
         self._config = config
         self._path = path
+        self._notifier = notifier
         self._asked = asyncio.Event()
         self.metrics = metrics
 
@@ -55,17 +60,24 @@ class Live:
         """Read the file again: take over what can change now, and say what cannot."""
         if self._path is None:
             return
+        self._notifier.reloading()
         try:
-            new = await asyncio.to_thread(load_config, self._path)
+            self._take_over(await asyncio.to_thread(load_config, self._path))
         except ConfigError as error:
             self.metrics.config_reload_success.set(0)
             _log.error("the configuration is kept as it was", why=str(error))
-            return
+            self._notifier.status(f"the configuration is kept as it was: {error}")
+        finally:
+            self._notifier.ready()
+
+    def _take_over(self, new: Config) -> None:
         reload = self._config.reload_from(new)
         self._config = reload.config
         self.metrics.config_reload_success.set(1)
         log.configure(self._config.log.level, self._config.log.format)
         _log.info("reloaded", changed=reload.changed, needs_restart=reload.needs_restart)
+        waiting = ", ".join(reload.needs_restart) or "nothing"
+        self._notifier.status(f"the configuration was reloaded; {waiting} waits for a restart")
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

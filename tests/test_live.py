@@ -1,0 +1,54 @@
+"""What the service manager hears of a configuration that is read again."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.backends.systemd import Notifier
+from cacheagent.config import Config
+from cacheagent.live import Live
+from cacheagent.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """Listen as the service manager does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(0)
+        yield manager
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("", "the configuration was reloaded; nothing waits for a restart"),
+        ("images.max_size = 1", "the configuration was reloaded; nothing waits for a restart"),
+        (
+            "qemu.convert_threads = 1",
+            "the configuration was reloaded; qemu.convert_threads waits for a restart",
+        ),
+        ("images.max_sise = 1", "the configuration is kept as it was: "),
+    ],
+)
+async def test_a_reload_is_told_from_its_beginning_to_its_end(
+    tmp_path: Path, manager: socket.socket, text: str, status: str
+) -> None:
+    """``systemctl reload`` and ``status`` show that it went on, and what came of it."""
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    notifier = Notifier({"NOTIFY_SOCKET": str(manager.getsockname())})
+    live = Live(Config(), path, Metrics(), notifier)
+    path.write_text(text)
+    await live.reload()
+    began, told, ended = (manager.recv(4096).decode() for _ in range(3))
+    assert began.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert told.startswith(f"STATUS={status}")
+    assert ended == "READY=1"
