@@ -41,7 +41,7 @@ _PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "image_id": ("The UUID of the image in Glance.", _UUID),
     "name": ("The name of the disk.", {"type": "string", "pattern": f"^{DISK_NAME_PATTERN}$"}),
 }
-_REQUEST_ID = "The id of the request: logged, passed on to Glance and echoed."
+_REQUEST_ID = "The id of the request: logged and echoed; Glance gets it if it is a UUID."
 _REF = "#/components/schemas/{model}"
 
 

@@ -1,6 +1,7 @@
 """The id of a request: the caller's where it is sane, else a new one.
 
-It stands in every line of the log that the request causes, goes on to Glance, and is echoed.
+It stands in every line of the log that the request causes and is echoed; Glance gets it if it has
+the form that OpenStack takes.
 """
 
 from __future__ import annotations

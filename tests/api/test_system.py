@@ -99,6 +99,14 @@ def test_the_description_is_valid() -> None:
     assert document()["openapi"].startswith("3.1")
 
 
+def test_the_description_promises_no_id_that_glance_does_not_get() -> None:
+    """Glance takes UUIDs as ids of requests, and the description says so of every route."""
+    for methods in document()["paths"].values():
+        for described in methods.values():
+            headers = {each["name"]: each["description"] for each in described["parameters"]}
+            assert headers["X-OpenStack-Request-ID"].endswith("Glance gets it if it is a UUID.")
+
+
 def test_every_route_is_described_and_counted() -> None:
     """Operations are unique, a status is an answer or a problem, and the API's are counted."""
     described = [
