@@ -93,6 +93,15 @@ def test_every_route_is_described() -> None:
     assert rows == headings == routes
 
 
+def test_what_the_status_page_asks_for_is_told() -> None:
+    """Whoever guards the API knows each path that a browser will ask."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    _, _, rest = text.partition("\n### `GET /`\n")
+    told = re.findall(r"`/(v1/\w+)`", rest.partition("\n## ")[0])
+    page = (PACKAGE / "api" / "page.html").read_text()
+    assert told == re.findall(r'"(v1/\w+)"', page) != []
+
+
 def test_the_tests_that_are_named_exist() -> None:
     """What is said to show an invariant is there to be run."""
     named = set(re.findall(r"`(tests/[\w/]+\.py)`", ARCHITECTURE))
