@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,10 @@ from blockbuster import blockbuster_ctx
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+# Where stevedore notes the plugins that it found: else it does so in the home of who runs this,
+# and reads the place when it is imported.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".cache")
 
 pytest_plugins = ["tests.openstack.fixtures"]
 
