@@ -43,9 +43,17 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_the_unit_calls_commands_that_exist() -> None:
     """The command line of the unit is one that cacheagent has."""
-    for key in ("ExecStart", "ExecStartPre"):
-        command = _service()[key].split()[1]
-        assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+    command = _service()["ExecStart"].split()[1]
+    assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+
+
+def test_a_mistake_in_the_configuration_is_not_tried_again(tmp_path: Path) -> None:
+    """The status that a start ends with then is the one after which systemd does not restart."""
+    (tmp_path / "agent.toml").write_text("glance.retires = 3\n")
+    done = CliRunner().invoke(main, ["serve", "--config", str(tmp_path / "agent.toml")])
+    service = _service()
+    assert service["RestartPreventExitStatus"] == str(done.exit_code)
+    assert "ExecStartPre" not in service
 
 
 def test_the_unit_makes_the_folders_of_the_defaults() -> None:
