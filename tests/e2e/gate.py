@@ -14,21 +14,26 @@ if TYPE_CHECKING:
 
 _SCRIPT = """\
 #!/bin/sh
-case "$1" in
-    {command}) echo >"{begun}"; read -r _ <"{gate}" ;;
+case "$*" in
+    {pattern}) echo >"{begun}"; read -r _ <"{gate}" ;;
 esac
 exec "{qemu_img}" "$@"
 """
 
 
-class Gate:
-    """Stops every run of one command of ``qemu-img``; ``program`` is what runs it."""
+def making_of(size: int) -> str:
+    """Give the pattern of the command that makes the template of overlays of ``size`` bytes."""
+    return f'"create "*" {size}"'
 
-    def __init__(self, folder: Path, command: str) -> None:
-        self.program = folder / f"gated-qemu-img-{command}"
+
+class Gate:
+    """Stops every run of ``qemu-img`` whose words the pattern fits; ``program`` is what runs it."""
+
+    def __init__(self, folder: Path, pattern: str) -> None:
+        self.program = folder / "gated-qemu-img"
         begun, gate = (self.program.with_suffix(suffix) for suffix in (".begun", ".gate"))
         script = _SCRIPT.format(
-            command=command, begun=begun, gate=gate, qemu_img=shutil.which("qemu-img")
+            pattern=pattern, begun=begun, gate=gate, qemu_img=shutil.which("qemu-img")
         )
         self.program.write_text(script)
         self.program.chmod(0o755)
@@ -39,7 +44,7 @@ class Gate:
         self._gate = os.open(gate, os.O_RDWR | os.O_NONBLOCK)
 
     async def reached(self) -> None:
-        """Wait until a run of the command stands before the gate."""
+        """Wait until a run stands before the gate."""
         loop = asyncio.get_running_loop()
         came = asyncio.Event()
         loop.add_reader(self._begun, came.set)
@@ -60,9 +65,9 @@ class Gate:
 
 
 @contextlib.contextmanager
-def gated(folder: Path, command: str) -> Iterator[Gate]:
-    """Give a qemu-img whose ``command`` waits until it is let through."""
-    gate = Gate(folder, command)
+def gated(folder: Path, pattern: str) -> Iterator[Gate]:
+    """Give a qemu-img that waits to be let through where its words fit a pattern of the shell."""
+    gate = Gate(folder, pattern)
     try:
         yield gate
     finally:

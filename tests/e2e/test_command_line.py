@@ -300,6 +300,7 @@ async def test_scheduler_without_asyncio(agent: Agent, image_service: str) -> No
             "image_id": image_id,
             "format": "qcow2",
             "mode": "overlay",
+            "size_bytes": 128 * MIB,
             "virtual_size_bytes": 128 * MIB,
         }
         client.delete_disk(instance, "root")

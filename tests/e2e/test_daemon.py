@@ -19,12 +19,12 @@ import pytest
 from tests.e2e import qemu
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.e2e.command import cacheagent
-from tests.e2e.gate import Gate, gated
+from tests.e2e.gate import Gate, gated, making_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-MIB = 1 << 20
+SIZE = 3 << 20
 NOWHERE = without_keystone("http://127.0.0.1:9")
 """Settings for a daemon that needs no image service."""
 
@@ -54,7 +54,7 @@ def stopped() -> Iterator[Agent]:
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
     """Give a qemu-img that waits before it makes the file that overlays are cloned from."""
-    with gated(tmp_path, "create") as made:
+    with gated(tmp_path, making_of(SIZE)) as made:
         yield made
 
 
@@ -141,7 +141,7 @@ async def test_watchdog_is_fed(stopped: Agent) -> None:
 
 async def test_disk_that_is_being_made_at_the_stop_is_finished(slow: Agent, gate: Gate) -> None:
     """Whoever waits for a disk that is being made when the stop comes gets it."""
-    creation = asyncio.ensure_future(slow.create(None, size_bytes=MIB))
+    creation = asyncio.ensure_future(slow.create(None, size_bytes=SIZE))
     await gate.reached()
     slow.send(signal.SIGTERM)
     assert await slow.told() == "STOPPING=1"
@@ -156,12 +156,12 @@ async def test_disk_that_nobody_waits_for_is_finished_too(slow: Agent, gate: Gat
     """A disk asked for without waiting is made before the daemon ends; nothing new is begun."""
     path = f"/v1/instances/{uuid.uuid4()}/disks/root"
     prefer = {"Prefer": "respond-async"}
-    begun = await slow.ask("PUT", path, {"size_bytes": MIB}, headers=prefer)
+    begun = await slow.ask("PUT", path, {"size_bytes": SIZE}, headers=prefer)
     assert (begun.status, begun.body["state"]) == (202, "pending")
     await gate.reached()
     slow.send(signal.SIGTERM)
     assert await slow.told() == "STOPPING=1"
-    answer = await slow.create(None, size_bytes=MIB)
+    answer = await slow.create(None, size_bytes=SIZE)
     assert (answer.status, answer.problem) == (503, "shutting-down")
     assert (await slow.ask("GET", "/readyz")).status == 503
     gate.open()

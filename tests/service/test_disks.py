@@ -25,7 +25,7 @@ from cacheagent.model import (
     FileSystem,
     ImageId,
 )
-from tests.e2e.gate import gated
+from tests.e2e.gate import gated, making_of
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
@@ -250,7 +250,7 @@ async def test_one_who_goes_away_leaves_no_trace(
 async def test_one_who_goes_away_late_finds_the_disk(tmp_path: Path, glance: LyingGlance) -> None:
     """A caller that goes away while the file is made finds it when it comes back."""
     image_id = glance.add(DATA)
-    with gated(tmp_path, "create") as gate:
+    with gated(tmp_path, making_of(MIB)) as gate:
         qemu = {"qemu_img": str(gate.program)}
         async with in_a_task(rig_on(tmp_path, glance.url, qemu=qemu)) as rig:
             creation = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))
