@@ -63,6 +63,10 @@ class Limits:
     file_size: int | None = None
 
 
+LONGEST_COMPLAINT = 300
+"""Letters of what a program complains of that are passed on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """How a program ended: its status (negative: the signal that killed it) and its words."""
@@ -73,11 +77,16 @@ class Completed:
 
     @property
     def last_words(self) -> str:
-        """Why it failed, in one line: the limit or signal that killed it, or its complaint."""
+        """Why it failed, in one line: the limit or signal that killed it, or its complaint.
+
+        A complaint without end, such as one line for each broken table entry, is cut.
+        """
         if self.returncode < 0:
             number = -self.returncode
             return _LIMIT_SIGNALS.get(number) or f"was killed by {_signal_name(number)}"
         complaint = "; ".join(line.strip() for line in self.stderr.splitlines() if line.strip())
+        if len(complaint) > LONGEST_COMPLAINT:
+            complaint = f"{complaint[:LONGEST_COMPLAINT]} …"
         return complaint or f"ended with status {self.returncode}"
 
     @property

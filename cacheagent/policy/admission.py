@@ -13,7 +13,8 @@ reason                      the rule that is broken
 disk-format-unknown         Glance names a ``disk_format``, and one that is known here
 disk-format-not-allowed     ``images.allowed_formats`` has it
 container-format            the container is ``bare``, or ``aki``/``ari``/``ami`` like the format
-size-unknown                Glance says how long the image is, and it is not empty
+size-unknown                Glance says how long the image is
+empty                       it is not empty
 too-large                   it is not longer than ``images.max_size``
 virtual-size                its disk is not larger than ``images.max_virtual_size``
 no-digest                   Glance holds a digest or an MD5 checksum
@@ -303,8 +304,10 @@ def _check_container(image: GlanceImage) -> None:
 
 
 def _check_size(image: GlanceImage, rules: ImageRules) -> None:
-    if not image.size or image.size < 0:
+    if image.size is None or image.size < 0:
         raise ImageUnacceptableError("size-unknown", "Glance does not say how long the image is")
+    if image.size == 0:
+        raise ImageUnacceptableError("empty", "the image is empty")
     if image.size > rules.max_size:
         raise ImageUnacceptableError(
             "too-large", f"the image is {image.size} bytes long, {rules.max_size} are allowed"

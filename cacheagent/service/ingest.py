@@ -175,7 +175,10 @@ class Ingest:
             corrupt=info.corrupt,
             rules=rules,
         )
-        await self._qemu.check(part, source_format)
+        try:
+            await self._qemu.check(part, source_format)
+        except QemuImgError as error:
+            raise ImageUnacceptableError("corrupt", f"the image is damaged: {error}") from error
         return info.virtual_size
 
     async def _describe(

@@ -64,11 +64,13 @@ class FakeKeystone:
 
     async def _login(self, request: web.Request) -> web.Response:
         self.logins += 1
+        # First: once the server closes, nothing of a request comes any more.
+        login = await request.json()
         self.asked.set()
         await self.answering.wait()
         if self.failing is not None:
             return web.Response(status=self.failing, text="no")
-        if not _knows((await request.json())["auth"]["identity"]):
+        if not _knows(login["auth"]["identity"]):
             error = {"code": 401, "title": "Unauthorized", "message": "who are you?"}
             return web.json_response({"error": error}, status=401)
         token = f"token-{uuid.uuid4()}"

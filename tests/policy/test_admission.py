@@ -80,7 +80,7 @@ def test_an_image_that_is_not_active_is_named_as_such() -> None:
         ("container-format", {"container_format": "ova"}),
         ("container-format", {"container_format": "ami"}),
         ("size-unknown", {"size": None}),
-        ("size-unknown", {"size": 0}),
+        ("empty", {"size": 0}),
         ("size-unknown", {"size": -1}),
         ("too-large", {"size": 1001}),
         ("virtual-size", {"virtual_size": 5001}),

@@ -352,7 +352,10 @@ def _failure(url: str, error: Exception) -> FailureError:
     if isinstance(error, aiohttp.ClientSSLError):
         message = f"TLS with {url} fails, see glance.ca_file: {error}"
         return FailureError(message, hopeless=True)
-    return FailureError(f"{url}: {str(error) or type(error).__name__}")
+    # Without the name of the TLS setting, which aiohttp tells even where there is no TLS.
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return FailureError(f"Glance at {url} cannot be reached: {error.os_error}")
+    return FailureError(f"Glance at {url}: {str(error) or type(error).__name__}")
 
 
 def _headers(ask: Ask, own_token: str | None) -> dict[str, str]:
