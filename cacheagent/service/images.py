@@ -52,6 +52,7 @@ class Images:
         self._bases = bases
         self._use = use
         self._access = access
+        self._prefetching: set[ImageId] = set()
 
     async def list_images(self, caller: Caller) -> Sequence[ImageView]:
         """Give every image that is cached or coming, and that the caller may have.
@@ -113,14 +114,20 @@ class Images:
             result = (await self._bases.ensure(image_id, caller)).result
         else:
             await self._bases.announce(image_id, caller)
-            coming = image_id in self._bases.coming()
-            result = CacheResult.JOINED if coming else CacheResult.MISS
-            if not coming:
-                work = self._bases.ensure(image_id, caller)
-                self._background.start(work, "prefetch of an image")
+            result = await self._bases.outlook(image_id)
+            if image_id not in self._prefetching:
+                self._prefetching.add(image_id)
+                self._background.start(self._fetch(image_id, caller), "prefetch of an image")
         if pin:
             await self._catalog.pin(image_id, datetime.now(UTC))
         return await self._view(await self._known(image_id)), result
+
+    async def _fetch(self, image_id: ImageId, caller: Caller) -> None:
+        """Wait for the image on behalf of all who asked for it and did not wait."""
+        try:
+            await self._bases.ensure(image_id, caller)
+        finally:
+            self._prefetching.discard(image_id)
 
     async def pin(self, image_id: ImageId, caller: Caller) -> None:
         """Keep the image from eviction until it is unpinned.

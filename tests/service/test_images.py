@@ -117,3 +117,20 @@ async def test_images_of_others_are_not_shown(rig: Rig, glance: LyingGlance) -> 
         with pytest.raises(ImageNotFoundError):
             await ask(other, TENANT)
     assert len(await rig.images.list_images(NOBODY)) == 2
+
+
+async def test_prefetch_outlives_those_who_wait(rig: Rig, glance: LyingGlance) -> None:
+    """An image that was asked for comes, though the one that waited for it has gone."""
+    gate, image_id = asyncio.Event(), glance.add(DATA)
+    glance.lie("data", lying_glance.held(gate))
+    leaving = asyncio.ensure_future(rig.bases.ensure(image_id, NOBODY))
+    await until(lambda: glance.calls("data"))
+    for _ in range(3):
+        await rig.images.prefetch(image_id, NOBODY, pin=False, wait=False)
+    await until(lambda: rig.bases.waiters(image_id) == 2)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    gate.set()
+    await until(lambda: image_id not in rig.bases.coming())
+    assert (await rig.images.show(image_id, NOBODY)).state is ImageState.READY
+    assert len(glance.calls("data")) == 1
