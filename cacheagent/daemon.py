@@ -108,10 +108,11 @@ async def _start(stack: contextlib.AsyncExitStack, config: Config, agent: Agent)
 
 
 async def _stop(agent: Agent) -> None:
-    """Take no new work and let go of what waits; closing a listener waits for what is made."""
+    """Take no new work, let go of downloads, and let what is being made end if it does soon."""
     _log.info("stopping")
     agent.status.stopping = True
     await agent.bases.stop()
+    await agent.creation.stop(listen.STOP_SECONDS)
     await agent.background.stop()
 
 

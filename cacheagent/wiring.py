@@ -59,6 +59,7 @@ class Agent:
     services: Services
     status: Status
     bases: Bases
+    creation: Creation
     background: Background
     reconciler: Reconciler
     metrics: Metrics
@@ -69,17 +70,17 @@ def wire(parts: Parts) -> Agent:
     access = Access(parts)
     bases = Bases(parts, ingest=Ingest(parts), access=access)
     use = Use(parts)
+    creation = Creation(parts, bases=bases, making=Making(parts))
     status = Status(parts, bases=bases)
     return Agent(
         services=Services(
-            disks=Disks(
-                parts, access=access, creation=Creation(parts, bases=bases, making=Making(parts))
-            ),
+            disks=Disks(parts, access=access, creation=creation),
             images=Images(parts, bases=bases, use=use, access=access),
             status=status,
         ),
         status=status,
         bases=bases,
+        creation=creation,
         background=parts.background,
         reconciler=Reconciler(Reconcile(parts, bases=bases), status.loops),
         metrics=parts.metrics,
@@ -226,6 +227,7 @@ async def check_overlay_options(qemu: QemuImg, store: Store, options: str) -> No
     try:
         await qemu.create(probe, DiskFormat.QCOW2, size=PROBE_SIZE, options=options)
     except QemuImgError as error:
-        raise ConfigError(f"overlay.options: {error}") from error
+        if not error.no_space:  # a full disk says nothing of the options
+            raise ConfigError(f"overlay.options: {error}") from error
     finally:
         await store.remove([probe])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cacheagent.backends.catalog import DiskIntent
-from cacheagent.errors import CacheAgentError, DiskConflictError
+from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import CacheResult, Disk, DiskState
 from cacheagent.policy.sizing import disk_size, whole_sectors
 from cacheagent.sync.keylock import KeyLock
@@ -17,6 +17,8 @@ from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cacheagent.model import Caller, DiskKey, DiskSpec
     from cacheagent.service.bases import Bases, Ensured
     from cacheagent.service.making import Making
@@ -94,6 +96,10 @@ class Creation:
                 # What has its name was not made by us.
                 await self._store.abandon_disk(key)
             await self._catalog.remove_disk(key, datetime.now(UTC))
+
+    async def stop(self, patience: float) -> None:
+        """Begin no other disk; give those that are being made so many seconds, and then up."""
+        await self._runs.shutdown(ShuttingDownError("the agent is stopping"), patience=patience)
 
     def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
         other = self.wanted().get(key, spec)
@@ -182,24 +188,25 @@ class Creation:
             # The base was evicted after it was found, and before the intent to use it stood.
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
-        with self._seconds.labels(mode=spec.mode).time():
-            # Who goes away now finds the disk made: that is milliseconds, but for a full copy.
-            return await uninterrupted(self._make(disk, spec, ensured))
-
-    async def _make(self, disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
-        """Make the file of a disk whose intent stands, and write down that it is there."""
-        key = disk.key
         base = None if ensured is None else ensured.base
+        with self._seconds.labels(mode=spec.mode).time():
+            template = await self._making.prepare(key, spec, disk.virtual_size, base)
+            # From here on it takes milliseconds: who goes away now finds the disk made.
+            return await uninterrupted(self._complete(disk, template))
+
+    async def _complete(self, disk: Disk, template: Path | None) -> Disk:
+        """Give a disk whose intent stands its file, and write down that it is there."""
+        key = disk.key
         try:
-            await self._making.make(key, spec, disk.virtual_size, base)
+            await self._making.finish(key, disk.format, template)
         except FileExistsError as error:
-            path = str(self._store.layout.disk(key, spec.format))
+            path = str(self._store.layout.disk(key, disk.format))
             raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
         now = datetime.now(UTC)
         try:
             return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
         except BaseException:
-            await self._store.remove_disk(key, spec.format)
+            await self._store.remove_disk(key, disk.format)
             raise
 
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Making:
-    """Makes the file of a disk under its unfinished name, and then gives it its own, durably."""
+    """Makes the file of a disk: first what may take long, and then what must not be left half."""
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
@@ -27,30 +27,52 @@ class Making:
         self._options = parts.config().overlay.options
         self._templates: SingleFlight[Path, None] = SingleFlight()
 
-    async def make(self, key: DiskKey, spec: DiskSpec, size: int, base: Base | None) -> None:
-        """Make the disk of ``size`` bytes; when this returns, it lies where the layout says.
+    async def prepare(
+        self, key: DiskKey, spec: DiskSpec, size: int, base: Base | None
+    ) -> Path | None:
+        """Do what takes long for a disk of ``size`` bytes, and may be given up at any time.
+
+        Gives the template that the disk is cloned from, None where it lies there already under
+        its unfinished name.
 
         Raises:
             InsufficientSpaceError: there is no room; nothing is left behind.
             InvalidRequestError: the file system asked for cannot be made.
 
         """
+        template = None
         try:
             if base is not None and spec.mode is DiskMode.OVERLAY:
-                await self._overlay(key, size, base)
+                template = await self._template(base, size)
             elif base is not None:
                 await self._full(key, spec.format, size, base)
             elif spec.filesystem is not None:
                 await self._formatted(key, spec.format, size, spec.filesystem, spec.label)
+            elif spec.format is DiskFormat.QCOW2:
+                template = await self._template(None, size)
             else:
-                await self._blank(key, spec.format, size)
+                await self._store.make_hole(await self._store.begin_disk(key, spec.format), size)
         except BaseException:
             await self._store.abandon_disk(key)
             raise
+        return template
 
-    async def _overlay(self, key: DiskKey, size: int, base: Base) -> None:
-        template = await self._template(base, size)
-        await self._store.clone_disk(template, key, DiskFormat.QCOW2)
+    async def finish(self, key: DiskKey, disk_format: DiskFormat, template: Path | None) -> None:
+        """Let what ``prepare`` has given become the disk, durably: a matter of milliseconds.
+
+        Raises:
+            InsufficientSpaceError: there is no room; nothing is left behind.
+            FileExistsError: somebody else's file has the name of the disk.
+
+        """
+        try:
+            if template is None:
+                await self._store.finish_disk(key, disk_format)
+            else:
+                await self._store.clone_disk(template, key, disk_format)
+        except BaseException:
+            await self._store.abandon_disk(key)
+            raise
 
     async def _template(self, base: Base | None, size: int) -> Path:
         """Give the empty qcow2 file that every such disk begins as; qemu-img makes it once."""
@@ -76,6 +98,7 @@ class Making:
         await self._store.finish_template(template)
 
     async def _full(self, key: DiskKey, disk_format: DiskFormat, size: int, base: Base) -> None:
+        """Copy the base into the unfinished file."""
         source = self._store.layout.base(base.base_id, base.format)
         making = await self._store.begin_disk(key, disk_format)
         # What a compressed base takes says little of its copy.
@@ -87,15 +110,6 @@ class Making:
                 await self._convert(source, base.format, making, disk_format, base.virtual_size)
                 if size > base.virtual_size:
                     await self._qemu.resize(making, disk_format, size)
-        await self._store.finish_disk(key, disk_format)
-
-    async def _blank(self, key: DiskKey, disk_format: DiskFormat, size: int) -> None:
-        if disk_format is DiskFormat.QCOW2:
-            template = await self._template(None, size)
-            await self._store.clone_disk(template, key, disk_format)
-        else:
-            await self._store.make_hole(await self._store.begin_disk(key, disk_format), size)
-            await self._store.finish_disk(key, disk_format)
 
     async def _formatted(
         self,
@@ -115,7 +129,6 @@ class Making:
             async with self._disk_room.conversion(await self._store.allocated(raw)):
                 await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size)
             await self._store.remove([raw])
-        await self._store.finish_disk(key, disk_format)
 
     async def _convert(
         self,

@@ -108,13 +108,19 @@ class SingleFlight(Generic[K, V]):
             run.stopped_by = error
             await asyncio.wait({run.stop()})
 
-    async def shutdown(self, error: Exception | None = None) -> None:
-        """Stop all runs, wait for their end, and start no other.
+    async def shutdown(
+        self, error: Exception | None = None, *, patience: float | None = None
+    ) -> None:
+        """Start no other run, stop those that are there, and wait for their end.
 
-        Those who wait, and whoever calls later, get ``error``; a ``RuntimeError`` by default.
+        With ``patience`` they get so many seconds to end by themselves first. Those who wait for
+        one that is stopped, and whoever calls later, get ``error``; a ``RuntimeError`` by default.
         """
         self._closed = error or RuntimeError("the work was stopped")
-        if stopping := {run.stop() for run in self._runs.values()}:
+        runs = tuple(self._runs.values())
+        if runs and patience is not None:
+            await asyncio.wait({run.task for run in runs}, timeout=patience)
+        if stopping := {run.stop() for run in runs if not run.task.done()}:
             await asyncio.wait(stopping)
 
     async def _running(self, key: K) -> _Run[V] | None:

@@ -54,6 +54,7 @@ class Rig:
     clock: Clock
     access: Access
     bases: Bases
+    creation: Creation
     disks: Disks
     images: Images
     use: Use
@@ -85,6 +86,7 @@ async def rig_on(folder: Path, url: str, **sections: dict[str, Any]) -> AsyncIte
         rig = _wired(await _parts(stack, config, url, clock, Background(group)), clock)
         yield rig
         await rig.bases.stop()
+        await rig.creation.stop(0)
         await rig.parts.background.stop()
 
 
@@ -131,14 +133,14 @@ async def _parts(
 def _wired(parts: Parts, clock: Clock) -> Rig:
     access, use = Access(parts), Use(parts)
     bases = Bases(parts, ingest=Ingest(parts), access=access)
+    creation = Creation(parts, bases=bases, making=Making(parts))
     return Rig(
         parts=parts,
         clock=clock,
         access=access,
         bases=bases,
-        disks=Disks(
-            parts, access=access, creation=Creation(parts, bases=bases, making=Making(parts))
-        ),
+        creation=creation,
+        disks=Disks(parts, access=access, creation=creation),
         images=Images(parts, bases=bases, use=use, access=access),
         use=use,
         reconcile=Reconcile(parts, bases=bases),

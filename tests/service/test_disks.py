@@ -14,6 +14,7 @@ from cacheagent.errors import (
     DiskTooSmallError,
     GlanceUnavailableError,
     ImageForbiddenError,
+    ShuttingDownError,
 )
 from cacheagent.model import (
     CacheResult,
@@ -25,17 +26,18 @@ from cacheagent.model import (
     FileSystem,
     ImageId,
 )
-from tests.e2e.gate import gated, making_of
+from tests.e2e.gate import Gate, gated
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from cacheagent.backends.catalog import DiskIntent
-    from cacheagent.model import Disk, DiskView
+    from cacheagent.model import Disk, DiskKey, DiskView
     from cacheagent.service.bases import Ensured
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
@@ -247,20 +249,86 @@ async def test_one_who_goes_away_leaves_no_trace(
     await assert_no_trace(rig)
 
 
-async def test_one_who_goes_away_late_finds_the_disk(tmp_path: Path, glance: LyingGlance) -> None:
-    """A caller that goes away while the file is made finds it when it comes back."""
-    image_id = glance.add(DATA)
-    with gated(tmp_path, making_of(MIB)) as gate:
-        qemu = {"qemu_img": str(gate.program)}
-        async with in_a_task(rig_on(tmp_path, glance.url, qemu=qemu)) as rig:
-            creation = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))
-            await gate.reached()
-            creation.cancel()
-            gate.open()
-            await asyncio.wait({creation})
-            assert creation.cancelled()
-            view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
-            assert (view.disk.state, made) == (DiskState.READY, False)
+async def test_one_who_goes_away_late_finds_the_disk(
+    rig: Rig, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that goes away while the file gets its name finds the disk when it comes back."""
+    clone_disk = rig.parts.store.clone_disk
+
+    async def leave_and_clone(source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
+        creation.cancel()
+        return await clone_disk(source, key, disk_format)
+
+    monkeypatch.setattr(rig.parts.store, "clone_disk", leave_and_clone)
+    creation = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))
+    await asyncio.wait({creation})
+    assert creation.cancelled()
+    view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
+    assert (view.disk.state, made) == (DiskState.READY, False)
+
+
+@pytest.fixture
+def copying(tmp_path: Path) -> Iterator[Gate]:
+    """Give a qemu-img that waits before it copies a base."""
+    with gated(tmp_path, "convert*") as gate:
+        yield gate
+
+
+@pytest.fixture
+async def slow(tmp_path: Path, glance: LyingGlance, copying: Gate) -> AsyncIterator[Rig]:
+    """Wire services that use it."""
+    qemu = {"qemu_img": str(copying.program)}
+    async with in_a_task(rig_on(tmp_path, glance.url, qemu=qemu)) as wired:
+        yield wired
+
+
+def copy_of(image_id: ImageId) -> DiskSpec:
+    """Ask for a disk that is independent of the image's base."""
+    return DiskSpec(image_id=image_id, size=None, mode=DiskMode.FULL)
+
+
+async def test_copy_that_nobody_waits_for_ends(slow: Rig, copying: Gate, image_id: ImageId) -> None:
+    """A full copy may take minutes: it is given up with its last caller, and leaves no trace."""
+    creation = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
+    await copying.reached()
+    creation.cancel()
+    await asyncio.wait({creation})
+    await assert_no_trace(slow)
+    assert slow.parts.disk_room.reserved == 0
+
+
+async def test_copy_of_a_disk_that_is_deleted_ends(
+    slow: Rig, copying: Gate, image_id: ImageId
+) -> None:
+    """A delete does not wait for a full copy, and whoever waited for it is told."""
+    creation = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
+    await copying.reached()
+    await slow.disks.delete(KEY)
+    with pytest.raises(DiskConflictError, match="deleted"):
+        await creation
+    await assert_no_trace(slow)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_stop_does_not_wait_for_a_copy_for_ever(
+    slow: Rig, copying: Gate, image_id: ImageId, *, begun: bool
+) -> None:
+    """What is not made in the time that a stop takes is given up, and whoever waits is told."""
+    if begun:
+        await slow.disks.begin(KEY, copy_of(image_id), NOBODY)
+    waiting = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
+    await copying.reached()
+    await slow.creation.stop(0)
+    with pytest.raises(ShuttingDownError):
+        await waiting
+    with pytest.raises(ShuttingDownError):
+        await slow.disks.create(disk_key(2), of(None, MIB), NOBODY)
+    assert not slow.layout.instance(KEY.instance_id).exists()
+    if begun:
+        # The next start says that it failed: see the tests of the reconciliation.
+        assert await state_of(slow) is DiskState.PENDING
+    else:
+        await assert_no_trace(slow)
 
 
 async def test_lost_file_is_made_again(rig: Rig, image_id: ImageId) -> None:

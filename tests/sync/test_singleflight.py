@@ -278,6 +278,35 @@ async def test_shutdown_while_a_run_winds_down_does_not_disturb_it() -> None:
     assert work.started == 1
 
 
+async def test_patient_shutdown_lets_runs_end_by_themselves() -> None:
+    """What ends soon gives its result to those who wait, though nobody else may begin any more."""
+    flight: SingleFlight[str, str] = SingleFlight()
+    work = Work()
+    callers = _callers(flight, work, 2)
+    await _settle()
+    stopping = asyncio.create_task(flight.shutdown(OSError("closing"), patience=30))
+    await _settle()
+    with pytest.raises(OSError, match="closing"):
+        await flight.run("other", work)
+    work.gate.set()
+    await stopping
+    assert {(await caller)[0] for caller in callers} == {"result 1"}
+    assert (work.started, work.cancelled) == (1, 0)
+
+
+async def test_patience_has_an_end() -> None:
+    """What does not end in time is stopped."""
+    flight: SingleFlight[str, str] = SingleFlight()
+    work = Work()
+    work.winding_down.set()
+    (caller,) = _callers(flight, work, 1)
+    await _settle()
+    await flight.shutdown(OSError("closing"), patience=0)
+    with pytest.raises(OSError, match="closing"):
+        await caller
+    assert work.cancelled == 1
+
+
 async def test_shutdown_of_an_idle_flight_is_nothing() -> None:
     """Without runs a shutdown ends at once."""
     flight: SingleFlight[str, str] = SingleFlight()
