@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from cacheagent.backends.qemuimg import QemuImg
 from cacheagent.backends.store import Store
 from cacheagent.errors import ConfigError, QemuImgError
 from cacheagent.policy.layout import Layout
@@ -15,6 +14,8 @@ from cacheagent.wiring import check_overlay_options
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from cacheagent.backends.qemuimg import QemuImg
 
 
 class FailingQemu:
