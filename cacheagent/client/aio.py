@@ -98,6 +98,14 @@ class AsyncClient:
         """Bring an image in before it is needed; without ``wait`` it may still be coming."""
         return cast("ImageShape", await self._ask(calls.pull(image_id, pin=pin, wait=wait)))
 
+    async def pin(self, image_id: str) -> None:
+        """Keep the base of an image until it is unpinned."""
+        await self._ask(calls.pin(image_id))
+
+    async def unpin(self, image_id: str) -> None:
+        """Keep the base of an image no longer than any other; it is no error without a pin."""
+        await self._ask(calls.delete(calls.pin_path(image_id)))
+
     async def evict(self, image_id: str) -> None:
         """Evict the base of an image now."""
         await self._ask(calls.delete(calls.image_path(image_id)))

@@ -97,6 +97,14 @@ class Client:
         """Bring an image in before it is needed; without ``wait`` it may still be coming."""
         return cast("ImageShape", self._ask(calls.pull(image_id, pin=pin, wait=wait)))
 
+    def pin(self, image_id: str) -> None:
+        """Keep the base of an image until it is unpinned."""
+        self._ask(calls.pin(image_id))
+
+    def unpin(self, image_id: str) -> None:
+        """Keep the base of an image no longer than any other; it is no error without a pin."""
+        self._ask(calls.delete(calls.pin_path(image_id)))
+
     def evict(self, image_id: str) -> None:
         """Evict the base of an image now."""
         self._ask(calls.delete(calls.image_path(image_id)))

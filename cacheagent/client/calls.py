@@ -111,6 +111,11 @@ def pull(image_id: str, *, pin: bool, wait: bool) -> Call:
     return Call(method="PUT", path=image_path(image_id), body={"pin": pin, "wait": wait})
 
 
+def pin(image_id: str) -> Call:
+    """Ask for an image to be kept."""
+    return Call(method="PUT", path=pin_path(image_id))
+
+
 def get(path: str) -> Call:
     """Ask for what is at the path."""
     return Call(method="GET", path=path)
@@ -134,6 +139,11 @@ def disk_path(instance_id: str, name: str) -> str:
 def image_path(image_id: str) -> str:
     """Give the path of an image."""
     return f"/v1/images/{_segment(image_id)}"
+
+
+def pin_path(image_id: str) -> str:
+    """Give the path of the pin of an image."""
+    return f"{image_path(image_id)}/pin"
 
 
 def _segment(text: str) -> str:

@@ -108,6 +108,11 @@ def test_images_are_pulled_listed_and_evicted(do: Do, daemon: FakeDaemon) -> Non
     assert do("pull", TWIN, pin=True, wait=True)["pinned"]
     assert do("image", COMING)["progress"]["bytes_total"] == SIZE
     assert {image["image_id"] for image in do("images")} == {CACHED, TWIN, COMING}
+    do("pin", CACHED)
+    assert daemon.images[CACHED]["pinned"]
+    with pytest.raises(RequestFailedError):
+        do("evict", CACHED)
+    do("unpin", CACHED)
     do("evict", CACHED)
     assert CACHED not in daemon.images
 

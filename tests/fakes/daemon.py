@@ -136,6 +136,8 @@ class FakeDaemon:
         router.add_get("/v1/images/{image}", self._image)
         router.add_put("/v1/images/{image}", self._pull)
         router.add_delete("/v1/images/{image}", self._evict)
+        router.add_put("/v1/images/{image}/pin", self._pin)
+        router.add_delete("/v1/images/{image}/pin", self._pin)
         router.add_get("/v1/status", self._status)
         return app
 
@@ -255,16 +257,25 @@ class FakeDaemon:
         self.images[image_id]["pinned"] |= wanted["pin"]
         return web.json_response(self.images[image_id])
 
+    async def _pin(self, request: web.Request) -> web.Response:
+        image_id = request.match_info["image"]
+        if image_id not in self.images:
+            return _problem("image-not-found")
+        self.images[image_id]["pinned"] = request.method == "PUT"
+        return web.Response(status=204)
+
     async def _evict(self, request: web.Request) -> web.Response:
         image_id = request.match_info["image"]
-        users = [
+        pinned = self.images.get(image_id, {}).get("pinned", False)
+        users = [{"kind": "pin"}] if pinned else []
+        users += [
             {"kind": "disk", "instance_id": instance, "name": name}
             for instance, disks in self.disks.items()
             for name, disk in disks.items()
             if disk["image_id"] == image_id
         ]
         if users:
-            return _problem("base-in-use", users=users, detail="1 disk uses the base")
+            return _problem("base-in-use", users=users, detail="the base is in use")
         if self.images.pop(image_id, None) is None:
             return _problem("image-not-found")
         return web.Response(status=204)
