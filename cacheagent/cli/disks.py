@@ -103,6 +103,14 @@ def delete(settings: Settings, instance: str, name: str | None, *, everything: b
             await client.delete_disk(instance, name)
 
     settings.ask(work)
+    what = "all disks" if name is None else f"disk {name}"
+    settings.tell(f"{what} of instance {instance}: gone")
+
+
+def _virtual_size(disk: DiskShape) -> str | None:
+    # One that is pending or failed may have none yet, and the API then says 0.
+    size = disk["virtual_size_bytes"]
+    return format_size(size) if size and disk["state"] == "ready" else None
 
 
 def _print_disk(disk: DiskShape) -> None:
@@ -113,7 +121,7 @@ def _print_disk(disk: DiskShape) -> None:
             ("name", disk["name"]),
             ("state", disk["state"]),
             ("path", disk["path"]),
-            ("size", format_size(disk["virtual_size_bytes"])),
+            ("size", _virtual_size(disk)),
             ("format", disk["format"]),
             ("mode", disk["mode"]),
             ("image", disk["image_id"]),
@@ -133,7 +141,7 @@ def _print_disks(disks: list[DiskShape]) -> None:
                 disk["instance_id"],
                 disk["name"],
                 disk["state"],
-                format_size(disk["virtual_size_bytes"]),
+                _virtual_size(disk),
                 disk["format"],
                 disk["mode"],
                 disk["image_id"],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
-from cacheagent.cli.text import printable
+from cacheagent.cli.refusal import lines
+from cacheagent.cli.settings import Settings
+from cacheagent.cli.text import print_json, printable
 from cacheagent.errors import (
     CacheAgentError,
     ConfigError,
@@ -22,19 +23,20 @@ REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 
-_TOLD = {"type", "title", "status", "detail"}
-
 
 class EndingGroup(click.Group):
     """A group of commands whose errors become what its caller reads, never a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command, and end the program where it fails."""
+        settings = ctx.ensure_object(Settings)  # before the command would make its own
         try:
             return super().invoke(ctx)
         except CacheAgentError as error:
             for line in _sentences(error):
                 click.echo(printable(line), err=True)
+            if isinstance(error, RequestFailedError) and settings.json:
+                print_json(error.problem)
             ctx.exit(_status(error))
 
 
@@ -49,8 +51,7 @@ def _status(error: CacheAgentError) -> int:
 
 
 def _sentences(error: CacheAgentError) -> Iterator[str]:
-    yield f"Error: {error}"
     if isinstance(error, RequestFailedError):
-        for key, value in error.problem.items():
-            if key not in _TOLD:
-                yield f"  {key}: {value if isinstance(value, str) else json.dumps(value)}"
+        yield from lines(error)
+    else:
+        yield f"Error: {error}"

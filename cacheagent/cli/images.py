@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.group()
 @client_options
 def image() -> None:
-    """Look at the cached images, bring them in, evict them."""
+    """Look at the cached images, bring them in, pin them, evict them."""
 
 
 @image.command("list")
@@ -69,10 +69,42 @@ def pull(settings: Settings, image: str, *, pin: bool, wait: bool) -> None:
 def evict(settings: Settings, image: str) -> None:
     """Evict the base of an image now. IMAGE is an id or a unique name."""
 
-    async def work(client: AsyncClient) -> None:
-        await client.evict(await find_image(client, image))
+    async def work(client: AsyncClient) -> str:
+        image_id = await find_image(client, image)
+        await client.evict(image_id)
+        return image_id
 
-    settings.ask(work)
+    settings.tell(f"image {settings.ask(work)} evicted")
+
+
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def pin(settings: Settings, image: str) -> None:
+    """Keep an image until it is unpinned. IMAGE is an id or a unique name."""
+
+    async def work(client: AsyncClient) -> str:
+        image_id = await find_image(client, image)
+        await client.pin(image_id)
+        return image_id
+
+    settings.tell(f"image {settings.ask(work)} pinned")
+
+
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def unpin(settings: Settings, image: str) -> None:
+    """Keep an image no longer than any other. IMAGE is an id or a unique name."""
+
+    async def work(client: AsyncClient) -> str:
+        image_id = await find_image(client, image)
+        await client.unpin(image_id)
+        return image_id
+
+    settings.tell(f"image {settings.ask(work)} unpinned")
 
 
 def _size(size: int | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from cacheagent.cli.text import print_json
+from cacheagent.cli.text import print_json, printable
 from cacheagent.client import AsyncClient
 from cacheagent.client.calls import DEFAULT_SOCKET, SOCKET_VARIABLE
 
@@ -47,6 +47,10 @@ class Settings:
     def show(self, document: T, for_people: Callable[[T], None]) -> None:
         """Print an answer as JSON where that was asked for, else by ``for_people``."""
         (print_json if self.json else for_people)(document)
+
+    def tell(self, sentence: str) -> None:
+        """Say what was done, where the answer is empty; as JSON that is null."""
+        self.show(None, lambda _: click.echo(printable(sentence)))
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

@@ -31,7 +31,8 @@ def test_a_disk_from_its_creation_to_its_end(run: Run, daemon: FakeDaemon) -> No
     assert run("disk", "show", INSTANCE, "root").output == done.output
     for args in ((), ("--instance", INSTANCE)):
         assert INSTANCE in run("disk", "list", *args).output
-    assert run("disk", "delete", INSTANCE, "root").exit_code == 0
+    gone = run("disk", "delete", INSTANCE, "root")
+    assert gone.output == f"disk root of instance {INSTANCE}: gone\n"
     assert daemon.disks == {INSTANCE: {}}
 
 
@@ -153,9 +154,9 @@ def test_a_name_that_nothing_has_asks_for_the_id(run: Run) -> None:
 
 
 def test_an_image_that_nothing_uses_can_be_evicted(run: Run, daemon: FakeDaemon) -> None:
-    """The command is quiet when it is done."""
+    """One line says that it was done."""
     done = run("image", "evict", CACHED)
-    assert (done.exit_code, done.output) == (0, "")
+    assert (done.exit_code, done.output) == (0, f"image {CACHED} evicted\n")
     assert CACHED not in daemon.images
 
 
@@ -166,17 +167,24 @@ def test_an_image_that_nothing_uses_can_be_evicted(run: Run, daemon: FakeDaemon)
         (("disk", "list", "--instance", MISSING), "this is instance-not-found"),
         (("image", "show", MISSING), "this is image-not-found"),
         (("image", "pull", FORBIDDEN), f"image_id: {FORBIDDEN}"),
-        (("disk", "create", INSTANCE, "root", "--image", BROKEN), "Glance answered 503 six times"),
+        (
+            ("disk", "create", INSTANCE, "root", "--image", BROKEN),
+            "Error: glance-unavailable (503): Glance answered 503 six times\n  try again in 5 s\n",
+        ),
     ],
 )
 def test_a_refusal_is_status_1_with_its_reason(
     run: Run, args: tuple[str, ...], sentence: str
 ) -> None:
-    """The reason is on stderr, and nothing on stdout."""
-    done = run(*args, "--json")
+    """The reason is on stderr, and nothing on stdout; a program gets the problem there."""
+    done = run(*args)
     assert done.exit_code == 1
     assert sentence in done.stderr
     assert done.stdout == ""
+    as_json = run(*args, "--json")
+    assert (as_json.exit_code, as_json.stderr) == (1, done.stderr)
+    problem = json.loads(as_json.stdout)
+    assert f"Error: {problem['type'].split(':')[-1]} ({problem['status']}): " in done.stderr
 
 
 def test_who_uses_a_base_is_told(run: Run) -> None:
@@ -184,7 +192,37 @@ def test_who_uses_a_base_is_told(run: Run) -> None:
     run("disk", "create", INSTANCE, "root", "--image", CACHED)
     done = run("image", "evict", CACHED)
     assert done.exit_code == 1
-    assert INSTANCE in done.stderr
+    assert f"  used by: disk {INSTANCE} root\n" in done.stderr
+    assert "unpin" not in done.stderr
+
+
+def test_a_pinned_image_is_kept_until_it_is_unpinned(run: Run, daemon: FakeDaemon) -> None:
+    """An operator pins and unpins, and the refusal in between names the command."""
+    assert run("image", "pin", "debian-12").output == f"image {CACHED} pinned\n"
+    refused = run("image", "evict", CACHED)
+    assert refused.exit_code == 1
+    assert "  used by: pin\n  `cacheagent image unpin IMAGE` takes" in refused.stderr
+    assert run("image", "unpin", CACHED).output == f"image {CACHED} unpinned\n"
+    assert run("image", "evict", CACHED).exit_code == 0
+    assert CACHED not in daemon.images
+
+
+def test_what_has_no_answer_is_null_for_programs(run: Run) -> None:
+    """A script that reads JSON gets JSON from every command."""
+    for args in (
+        ("image", "pin", CACHED),
+        ("image", "unpin", CACHED),
+        ("disk", "delete", INSTANCE, "root"),
+        ("image", "evict", CACHED),
+    ):
+        done = run(*args, "--json")
+        assert (done.exit_code, done.stdout) == (0, "null\n")
+
+
+def test_a_disk_that_is_not_ready_has_no_size(run: Run) -> None:
+    """Nobody takes the size of a disk that is still coming for that of an empty one."""
+    done = run("disk", "create", INSTANCE, "root", "--image", CACHED, "--no-wait")
+    assert ["size", "-"] in [line.split() for line in done.output.splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,13 @@ async def test_disk_from_image_to_eviction(agent: Agent, image_service: str) -> 
     assert (refused.status, refused.stdout) == (REFUSED, "")
     assert instance in refused.stderr
     gone = await run(agent, "disk", "delete", instance, "root")
-    assert (gone.status, gone.stdout) == (DONE, "")
-    assert (await run(agent, "image", "evict", "disk-stream")).status == DONE
+    assert (gone.status, gone.stdout) == (DONE, f"disk root of instance {instance}: gone\n")
+    assert (await run(agent, "image", "pin", "disk-stream")).status == DONE
+    pinned = await run(agent, "image", "evict", "disk-stream")
+    assert (pinned.status, "image unpin" in pinned.stderr) == (REFUSED, True)
+    assert (await run(agent, "image", "unpin", image_id)).status == DONE
+    evicted = await run(agent, "image", "evict", "disk-stream")
+    assert (evicted.status, evicted.stdout) == (DONE, f"image {image_id} evicted\n")
     assert agent.bases() == []
 
 
@@ -156,9 +161,9 @@ async def test_ends_tell_what_happened(agent: Agent) -> None:
     for words, status, sentence in (
         (("disk", "list"), DONE, ""),
         (("disk", "delete", nobody, "root"), DONE, ""),
-        (("disk", "show", nobody, "root"), REFUSED, "Error: instance "),
+        (("disk", "show", nobody, "root"), REFUSED, "Error: disk-not-found (404): instance "),
         (("disk", "create", "not-a-uuid", "root", "--size", "1MiB"), REFUSED, "instance_id: "),
-        (("image", "pull", nobody), REFUSED, f"Error: image {nobody} is not known to Glance"),
+        (("image", "pull", nobody), REFUSED, f"(404): image {nobody} is not known to Glance"),
         (("disk", "create", nobody, "root", "--size", "many"), USAGE, "Error: Invalid value"),
         (("disk", "delete", nobody), USAGE, "Error: give the name of a disk, or --all"),
         (("status", "--socket", "/nowhere/sock"), UNREACHABLE, "Error: no daemon answers at "),
