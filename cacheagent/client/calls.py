@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -58,7 +59,12 @@ class Address:
     def unreachable(self, error: Exception) -> DaemonUnreachableError:
         """Say that no daemon answers here, and why."""
         told = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return DaemonUnreachableError(f"no daemon answers at {self.text}: {told or repr(error)}")
+        hint = ""
+        if self.path is not None and re.fullmatch(r"[^/]+:\d+", self.path):
+            hint = f" (that is the path of a socket; for TCP: http://{self.path})"
+        return DaemonUnreachableError(
+            f"no daemon answers at {self.text}: {told or repr(error)}{hint}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

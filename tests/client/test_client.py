@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,13 @@ def test_one_client_asks_for_many_tenants(address: str, daemon: FakeDaemon) -> N
 def test_no_daemon_is_its_own_error(make: Do, address: str) -> None:
     """The caller can tell a daemon that is away from one that refuses."""
     with pytest.raises(DaemonUnreachableError, match=f"no daemon answers at {address}"):
+        make(address)("status")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9876", "[::1]:9876", "host:9876"])
+def test_an_address_of_tcp_without_its_scheme_is_told(make: Do, address: str) -> None:
+    """Who meant TCP and named a socket learns how to write it."""
+    with pytest.raises(DaemonUnreachableError, match=re.escape(f"for TCP: http://{address})")):
         make(address)("status")
 
 
