@@ -148,4 +148,5 @@ def _print_disks(disks: list[DiskShape]) -> None:
             )
             for disk in disks
         ),
+        spare=("IMAGE", "MODE", "FORMAT"),
     )

@@ -9,7 +9,7 @@ import click
 from cacheagent.cli.names import find_image
 from cacheagent.cli.progress import with_bar
 from cacheagent.cli.settings import Settings, client_options, pass_settings
-from cacheagent.cli.text import print_facts, print_rows
+from cacheagent.cli.text import print_facts, print_rows, short_time
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:
@@ -130,10 +130,11 @@ def _print_images(images: list[ImageShape]) -> None:
                 _size(image["virtual_size_bytes"]),
                 _size(image["allocated_bytes"]),
                 "pinned" if image["pinned"] else "yes" if image["in_use"] else "no",
-                image["last_used_at"],
+                short_time(image["last_used_at"]),
             )
             for image in images
         ),
+        spare=("FORMAT", "ON DISK", "LAST USED", "SIZE"),
     )
 
 

@@ -12,10 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _PIPE_WIDTH = 240
 """Columns where nobody looks: a table that goes into a pipe is not folded."""
+
+_NO_LIMIT = 10_000
+"""Columns enough for any table: to measure how wide it would like to be."""
+
+_TO_THE_MINUTE = len("2026-03-01T10:00")
 
 
 def printable(text: str) -> str:
@@ -28,29 +33,56 @@ def print_json(document: object) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def print_rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table with a head; None becomes a hyphen."""
+def short_time(time: str | None) -> str | None:
+    """Give an RFC 3339 time in UTC to the minute, as a list has room for it."""
+    return None if time is None else time[:_TO_THE_MINUTE].replace("T", " ")
+
+
+def print_rows(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = ()
+) -> None:
+    """Print a table with a head; None becomes a hyphen.
+
+    The first column holds ids, which stay whole. On a terminal that is too narrow the columns
+    ``spare`` are left out, in this order, until the others have room.
+    """
+    lines = [dict(zip(head, row, strict=True)) for row in rows]
+    columns = list(head)
+    console = _console()
+    table = _table(columns, lines)
+    for name in spare if console.is_terminal else ():
+        if (
+            console.measure(table, options=console.options.update(max_width=_NO_LIMIT)).maximum
+            <= console.width
+        ):
+            break
+        columns.remove(name)
+        table = _table(columns, lines)
+    console.print(table)
+
+
+def _table(columns: Sequence[str], lines: Iterable[Mapping[str, object]]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    _print(table)
+    for place, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=place == 0)
+    for line in lines:
+        table.add_row(*(_cell(line[name]) for name in columns))
+    return table
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one a line; None becomes a hyphen."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, _cell(value))
-    _print(table)
+    """Print names and values, one a line, however long; None becomes a hyphen."""
+    pairs = list(facts)
+    width = max((len(name) for name, _ in pairs), default=0)
+    console = _console()
+    for name, value in pairs:
+        line = Text.assemble((f"{name:<{width}}", "bold"), "  ", _cell(value))
+        console.print(line, soft_wrap=True)
 
 
 def _cell(value: object) -> Text:
     return Text("-" if value is None else printable(str(value)))
 
 
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
