@@ -40,7 +40,8 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     yield "reserved", format_size(space["reserved_bytes"])
     high = format_size(space["high_watermark_bytes"])
     low = format_size(space["low_watermark_bytes"])
-    yield "eviction", f"from {high} used down to {low}; {format_size(space['min_free_bytes'])} free"
+    yield "kept free", format_size(space["min_free_bytes"])
+    yield "watermarks", f"{high}, {low}: not in this version"
     for name, count in status["counts"].items():
         yield name, count
     for name, loop in status["loops"].items():
