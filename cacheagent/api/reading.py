@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import HttpVersion11, hdrs, web
 from pydantic import ValidationError
 
-from cacheagent.api import requestid
+from cacheagent.api import requestid, wording
 from cacheagent.api.requests import Request
 from cacheagent.errors import InvalidRequestError, UnauthenticatedError
 from cacheagent.model import Caller, DiskKey, parse_disk_name, parse_image_id, parse_instance_id
@@ -94,15 +94,17 @@ async def refuse_body(request: web.Request) -> None:
 async def body(request: web.Request, model: type[R], *, required: bool) -> R:
     """Give the body as ``model``; where it is not ``required``, none means all defaults."""
     text = await _bytes(request)
-    if not text and not required:
+    if not text:
+        if required:
+            raise InvalidRequestError([("body", "is missing: a JSON object is expected")])
         return model()
-    if text and request.content_type != "application/json":
+    if request.content_type != "application/json":
         raise InvalidRequestError([(hdrs.CONTENT_TYPE, "is not application/json")])
     try:
         value = model.model_validate_json(text)
         json.loads(text, object_pairs_hook=_refuse_duplicates)
     except ValidationError as error:
-        raise InvalidRequestError(_problems(error)) from error
+        raise InvalidRequestError(wording.problems(error, model.model_fields)) from error
     return value
 
 
@@ -135,14 +137,3 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
         if key in seen:
             raise InvalidRequestError([(key, "is given more than once")])
         seen.add(key)
-
-
-def _problems(error: ValidationError) -> list[tuple[str, str]]:
-    """Turn pydantic's errors into pairs, without the values that were sent."""
-    return [
-        (
-            ".".join(str(part) for part in problem["loc"]) or "body",
-            problem["msg"].removeprefix("Value error, "),
-        )
-        for problem in error.errors(include_url=False, include_context=False, include_input=False)
-    ]

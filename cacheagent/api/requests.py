@@ -31,6 +31,8 @@ MAX_SIZE = 1 << 50
 
 LABEL_PATTERN = rf"^{LABEL_PATTERNS[FileSystem.EXT4]}$"
 """The widest of the patterns: what no file system can bear is refused by the model already."""
+LABEL_LENGTH = 16
+"""What that pattern admits, told apart so that a longer label is called longer."""
 
 _Id = Annotated[
     ImageId,
@@ -65,7 +67,7 @@ class DiskRequest(Request):
         ),
     )
     filesystem: FileSystem | None = Field(default=None, description="For a blank disk only.")
-    label: Annotated[str, Field(pattern=LABEL_PATTERN)] | None = Field(
+    label: Annotated[str, Field(max_length=LABEL_LENGTH, pattern=LABEL_PATTERN)] | None = Field(
         default=None, description="The label of `filesystem`, which limits its length."
     )
 
