@@ -16,6 +16,7 @@ from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 MIB = 1 << 20
 DATA = os.urandom(80 * MIB)
@@ -155,9 +156,9 @@ async def test_lost_catalog_is_made_anew_from_the_files(agent: Agent, glance: Ly
     assert len(begun_anew) == 2  # the first start, and this one
 
 
-async def test_second_daemon_on_one_state_folder_is_refused(agent: Agent) -> None:
+async def test_second_daemon_on_one_state_folder_is_refused(agent: Agent, tmp_path: Path) -> None:
     """Two daemons never share a state folder: the second one says so and ends."""
-    second = Agent(agent.folder, agent.settings)
+    second = Agent(tmp_path, {**agent.settings, "storage": {"state_dir": str(agent.state)}})
     with pytest.raises(AssertionError, match="another agent holds"):
         await second.start()
     assert (await agent.ask("GET", "/readyz")).status == 200

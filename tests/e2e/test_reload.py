@@ -66,8 +66,11 @@ async def test_what_needs_a_restart_is_named(agent: Agent) -> None:
 async def test_signal_asks_for_a_reload(agent: Agent) -> None:
     """``systemctl reload`` has the file read again, and the daemon goes on."""
     agent.send(signal.SIGHUP)
+    assert (await agent.told()).startswith("RELOADING=1\nMONOTONIC_USEC=")
     reloaded = await agent.logged("reloaded")
     assert (reloaded["changed"], reloaded["needs_restart"]) == ([], [])
+    while (told := await agent.told()) != "READY=1":
+        assert told.startswith("STATUS=")
     assert (await agent.ask("GET", "/readyz")).status == 200
 
 
