@@ -7,12 +7,15 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
+
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance, GlanceSettings
 from cacheagent.backends.identity import NoIdentity
 from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
 from cacheagent.backends.store import Store
 from cacheagent.config import Config, parse_config
+from cacheagent.errors import DiskNotFoundError
 from cacheagent.metrics import Metrics
 from cacheagent.policy.layout import Layout
 from cacheagent.service.access import Access
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from cacheagent.model import DiskKey, DiskState
 
 T = TypeVar("T")
 
@@ -145,6 +150,18 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         use=use,
         reconcile=Reconcile(parts, bases=bases),
     )
+
+
+async def state_of(rig: Rig, key: DiskKey) -> DiskState:
+    """Look at a disk."""
+    return (await rig.disks.show(key)).disk.state
+
+
+async def assert_no_trace(rig: Rig, key: DiskKey) -> None:
+    """Check that neither row nor file is left of a disk."""
+    with pytest.raises(DiskNotFoundError):
+        await rig.disks.show(key)
+    assert not rig.layout.instance(key.instance_id).exists()
 
 
 async def until(holds: Callable[[], object]) -> None:

@@ -14,7 +14,6 @@ from cacheagent.errors import (
     DiskTooSmallError,
     GlanceUnavailableError,
     ImageForbiddenError,
-    ShuttingDownError,
 )
 from cacheagent.model import (
     CacheResult,
@@ -26,14 +25,12 @@ from cacheagent.model import (
     FileSystem,
     ImageId,
 )
-from tests.e2e.gate import Gate, gated
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
-from tests.service.rig import in_a_task, rig_on, until
+from tests.service.rig import assert_no_trace, state_of, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from cacheagent.backends.catalog import DiskIntent
@@ -73,23 +70,11 @@ def of(image_id: ImageId | None, size: int | None = None) -> DiskSpec:
     return DiskSpec(image_id=image_id, size=size)
 
 
-async def state_of(rig: Rig) -> DiskState:
-    """Look at the disk."""
-    return (await rig.disks.show(KEY)).disk.state
-
-
 async def settled(rig: Rig) -> DiskState:
     """Wait until the disk is pending no more."""
-    while (state := await state_of(rig)) is DiskState.PENDING:
+    while (state := await state_of(rig, KEY)) is DiskState.PENDING:
         assert rig.layout.state_dir.is_dir()
     return state
-
-
-async def assert_no_trace(rig: Rig) -> None:
-    """Check that neither row nor file is left of the disk."""
-    with pytest.raises(DiskNotFoundError):
-        await rig.disks.show(KEY)
-    assert not rig.layout.instance(KEY.instance_id).exists()
 
 
 async def test_same_request_gives_the_same_disk(rig: Rig, image_id: ImageId) -> None:
@@ -186,7 +171,7 @@ async def test_deleting_what_was_begun_stops_it(
     await rig.disks.begin(KEY, of(image_id), NOBODY)
     await until(lambda: glance.calls("data"))
     await rig.disks.delete(KEY)
-    await assert_no_trace(rig)
+    await assert_no_trace(rig, KEY)
     assert rig.bases.coming() == frozenset()
     gate.set()
     assert (await rig.disks.create(KEY, of(image_id), NOBODY))[1]
@@ -196,7 +181,7 @@ async def test_deleting_twice_is_deleting_once(rig: Rig, image_id: ImageId) -> N
     """A delete that is repeated, or of an instance that never was, is done."""
     await rig.disks.create(KEY, of(image_id), NOBODY)
     await rig.disks.delete(KEY)
-    await assert_no_trace(rig)
+    await assert_no_trace(rig, KEY)
     await rig.disks.delete(KEY)
     await rig.disks.delete_instance(KEY.instance_id)
 
@@ -210,7 +195,7 @@ async def test_disk_is_made_again_after_its_deletion(
     await rig.disks.delete_instance(KEY.instance_id)
     with pytest.raises(DiskConflictError, match="was deleted"):
         await creation
-    await assert_no_trace(rig)
+    await assert_no_trace(rig, KEY)
     gate.set()
     view, made = await rig.disks.create(KEY, of(image_id, 2 * MIB), NOBODY)
     assert (view.disk.virtual_size, made) == (2 * MIB, True)
@@ -234,7 +219,7 @@ async def test_failure_leaves_no_trace(rig: Rig, image_id: ImageId) -> None:
     """Who waited and was refused finds the name as free as before."""
     with pytest.raises(DiskTooSmallError):
         await rig.disks.create(KEY, of(image_id, 4096), NOBODY)
-    await assert_no_trace(rig)
+    await assert_no_trace(rig, KEY)
 
 
 async def test_one_who_goes_away_leaves_no_trace(
@@ -246,7 +231,7 @@ async def test_one_who_goes_away_leaves_no_trace(
     creation.cancel()
     await asyncio.wait({creation})
     assert not gate.is_set()
-    await assert_no_trace(rig)
+    await assert_no_trace(rig, KEY)
 
 
 async def test_one_who_goes_away_late_finds_the_disk(
@@ -265,70 +250,6 @@ async def test_one_who_goes_away_late_finds_the_disk(
     assert creation.cancelled()
     view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
     assert (view.disk.state, made) == (DiskState.READY, False)
-
-
-@pytest.fixture
-def copying(tmp_path: Path) -> Iterator[Gate]:
-    """Give a qemu-img that waits before it copies a base."""
-    with gated(tmp_path, "convert*") as gate:
-        yield gate
-
-
-@pytest.fixture
-async def slow(tmp_path: Path, glance: LyingGlance, copying: Gate) -> AsyncIterator[Rig]:
-    """Wire services that use it."""
-    qemu = {"qemu_img": str(copying.program)}
-    async with in_a_task(rig_on(tmp_path, glance.url, qemu=qemu)) as wired:
-        yield wired
-
-
-def copy_of(image_id: ImageId) -> DiskSpec:
-    """Ask for a disk that is independent of the image's base."""
-    return DiskSpec(image_id=image_id, size=None, mode=DiskMode.FULL)
-
-
-async def test_copy_that_nobody_waits_for_ends(slow: Rig, copying: Gate, image_id: ImageId) -> None:
-    """A full copy may take minutes: it is given up with its last caller, and leaves no trace."""
-    creation = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
-    await copying.reached()
-    creation.cancel()
-    await asyncio.wait({creation})
-    await assert_no_trace(slow)
-    assert slow.parts.disk_room.reserved == 0
-
-
-async def test_copy_of_a_disk_that_is_deleted_ends(
-    slow: Rig, copying: Gate, image_id: ImageId
-) -> None:
-    """A delete does not wait for a full copy, and whoever waited for it is told."""
-    creation = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
-    await copying.reached()
-    await slow.disks.delete(KEY)
-    with pytest.raises(DiskConflictError, match="deleted"):
-        await creation
-    await assert_no_trace(slow)
-
-
-@pytest.mark.parametrize("begun", [True, False])
-async def test_stop_does_not_wait_for_a_copy_for_ever(
-    slow: Rig, copying: Gate, image_id: ImageId, *, begun: bool
-) -> None:
-    """What is not made in the time that a stop takes is given up, and whoever waits is told."""
-    if begun:
-        await slow.disks.begin(KEY, copy_of(image_id), NOBODY)
-    waiting = asyncio.create_task(slow.disks.create(KEY, copy_of(image_id), NOBODY))
-    await copying.reached()
-    await slow.creation.stop(0)
-    with pytest.raises(ShuttingDownError):
-        await waiting
-    with pytest.raises(ShuttingDownError):
-        await slow.disks.create(disk_key(2), of(None, MIB), NOBODY)
-    assert not slow.layout.instance(KEY.instance_id).exists()
-    if begun:
-        # The next start says that it failed: see the tests of the reconciliation.
-        assert await state_of(slow) is DiskState.PENDING
-    else:
-        await assert_no_trace(slow)
 
 
 async def test_lost_file_is_made_again(rig: Rig, image_id: ImageId) -> None:
