@@ -100,6 +100,15 @@ class Bases:
 
         """
         await self._access.check(image_id, caller)
+        return await self.ensure_checked(image_id, caller)
+
+    async def ensure_checked(self, image_id: ImageId, caller: Caller) -> Ensured:
+        """Do the same for a caller of whom it was checked that it may have the image.
+
+        Raises:
+            ProblemError: as ``ensure``.
+
+        """
         while (ensured := await self.ready(image_id)) is None:
             try:
                 ensured, joined = await self._flights.run(

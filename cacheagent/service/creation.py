@@ -210,7 +210,9 @@ class Creation:
             raise
 
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
-        return None if spec.image_id is None else await self._bases.ensure(spec.image_id, caller)
+        if spec.image_id is None:
+            return None
+        return await self._bases.ensure_checked(spec.image_id, caller)
 
     async def _expected(self, key: DiskKey, spec: DiskSpec) -> Disk:
         """Give the disk as it is while it is pending, with what its request will have found."""

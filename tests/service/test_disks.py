@@ -295,7 +295,7 @@ async def test_base_that_goes_in_the_last_moment_comes_back(
     rig: Rig, glance: LyingGlance, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An eviction between the hit and the intent to use the base costs a download, not a disk."""
-    ensure = rig.bases.ensure
+    ensure = rig.bases.ensure_checked
     evicted: list[ImageId] = []
 
     async def ensure_and_evict(image_id: ImageId, caller: Caller) -> Ensured:
@@ -305,7 +305,7 @@ async def test_base_that_goes_in_the_last_moment_comes_back(
             await rig.images.evict(image_id, caller)
         return ensured
 
-    monkeypatch.setattr(rig.bases, "ensure", ensure_and_evict)
+    monkeypatch.setattr(rig.bases, "ensure_checked", ensure_and_evict)
     view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
     assert (view.disk.state, made) == (DiskState.READY, True)
     assert view.base_path is not None
