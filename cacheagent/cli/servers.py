@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from pathlib import Path
 
 import click
@@ -58,9 +59,20 @@ def imageserver(directory: Path, listen: HostPort) -> None:
     """Serve the image files of DIR as a small Glance, without log-in."""
     from cacheagent import imageserver  # noqa: PLC0415 -- as in `serve`
 
-    serving = imageserver.serve(
-        directory, listen.host, listen.port, ready=lambda url: click.echo(f"serving at {url}")
-    )
-    # Ctrl-C is how its user ends it.
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serving)
+    async def serve() -> None:
+        serving = asyncio.ensure_future(
+            imageserver.serve(
+                directory,
+                listen.host,
+                listen.port,
+                ready=lambda url: click.echo(f"serving at {url}"),
+            )
+        )
+        # Ctrl-C is how its user ends it. What a shell starts in the background ignores SIGINT, and
+        # Python then raises no KeyboardInterrupt; a handler of the loop hears it all the same.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+    asyncio.run(serve())

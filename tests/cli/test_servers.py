@@ -63,27 +63,28 @@ def test_what_the_daemon_would_not_find_is_told_before(
     assert done.stderr.startswith(f"Error: {told.format(junk=junk)}")
 
 
-def test_the_image_server_says_where_it_serves(tmp_path: Path) -> None:
-    """A folder becomes an image service by one command, and Ctrl-C ends it quietly."""
+@pytest.mark.parametrize("shell", ["", "trap '' INT; "], ids=["foreground", "background"])
+def test_the_image_server_says_where_it_serves(tmp_path: Path, shell: str) -> None:
+    """A folder becomes an image service by one command, and Ctrl-C ends it quietly.
+
+    A shell starts what goes to its background with the signal of Ctrl-C ignored.
+    """
+    command = [sys.executable, "-m", "cacheagent", "imageserver", str(tmp_path)]
     with subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "cacheagent",
-            "imageserver",
-            str(tmp_path),
-            "--listen",
-            "127.0.0.1:0",
-        ],
+        ["sh", "-c", f'{shell}exec "$@"', "sh", *command, "--listen", "127.0.0.1:0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stdout
-        assert server.stderr
-        url = server.stdout.readline().split()[-1]
-        with urllib.request.urlopen(f"{url}/v2/images") as answer:  # noqa: S310 -- our own server
-            assert json.load(answer)["images"] == []
-        server.send_signal(signal.SIGINT)
-        assert server.stderr.read() == ""
-    assert server.returncode == 0
+        try:
+            assert server.stdout
+            assert server.stderr
+            url = server.stdout.readline().split()[-1]
+            with urllib.request.urlopen(f"{url}/v2/images") as answer:  # noqa: S310 -- our own server
+                assert json.load(answer)["images"] == []
+            server.send_signal(signal.SIGINT)
+            assert server.stderr.read() == ""
+            assert server.wait() == 0
+        finally:
+            # Else a failure would wait here for a server that nobody ends.
+            server.kill()
