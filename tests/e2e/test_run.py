@@ -37,8 +37,13 @@ def test_the_demonstration_shows_a_hit() -> None:
 def test_the_demonstration_goes_on_until_it_is_stopped() -> None:
     """It serves until Ctrl-C, and then its servers are gone too."""
     require_programs("apt-get", "curl", "qemu-img")
+    # Whoever runs the tests in the background has the signal ignored, and all children with them.
     with subprocess.Popen(
-        [RUN], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ["env", "--default-signal=INT", RUN],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         told = next(line for line in process.stdout if "until Ctrl-C" in line)
