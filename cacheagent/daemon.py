@@ -100,6 +100,8 @@ async def _start(stack: contextlib.AsyncExitStack, config: Config, agent: Agent)
     """Reconcile, then make the API reachable; the metrics tell of it meanwhile."""
     # A start that fails later has begun some work already.
     stack.push_async_callback(agent.background.stop)
+    # Before that: what was being resumed stays resumable.
+    stack.push_async_callback(agent.bases.stop)
     metrics = await _listen_for_metrics(stack, config, agent)
     await agent.reconciler.start()
     listening = await _listen(stack, config, agent)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FAILURES = 1000
 """Failures that are remembered for those who ask later; the oldest goes first."""
 
-_PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
+PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
 """Refusals that hold for the caller whose token was used, and for nobody else."""
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class Failure:
     at: datetime
 
 
-class _PersonalError(Exception):
+class PersonalError(Exception):
     """Carries a refusal, and the token that it holds for, to all who waited."""
 
     def __init__(self, error: ProblemError, token: str | None) -> None:
@@ -114,7 +114,7 @@ class Bases:
                 ensured, joined = await self._flights.run(
                     image_id, lambda: self._bring_logged(image_id, caller)
                 )
-            except _PersonalError as refused:
+            except PersonalError as refused:
                 # It ran with the token of somebody else, who may not have the image.
                 if refused.token == caller.token:
                     raise refused.error from None
@@ -201,11 +201,15 @@ class Bases:
         except ProblemError as error:
             reason = error.word
             await self._give_up(image_id, error)
-            if isinstance(error, _PERSONAL):
-                raise _PersonalError(error, caller.token) from error
+            if isinstance(error, PERSONAL):
+                raise PersonalError(error, caller.token) from error
             raise
         except asyncio.CancelledError:
-            if not self._stopping:
+            if await self.ready(image_id) is not None:
+                # It was published while its last waiter left.
+                self._failures.pop(image_id, None)
+                reason = ""
+            elif not self._stopping:
                 # Nobody wants it any more; what has come stays for whoever asks again.
                 await self._catalog.forget_image(image_id)
             raise
@@ -233,7 +237,7 @@ class Bases:
                 async with self._ingest.make(image, caller, meter) as made:
                     return await uninterrupted(self._publish(image, made))
         except ProblemError as error:
-            if not isinstance(error, _PERSONAL):
+            if not isinstance(error, PERSONAL):
                 self._remember(image, str(error))
             raise
         except Exception:
@@ -283,7 +287,7 @@ class Bases:
         """Forget an ingest that no retry can save; what a retry can save stays resumable."""
         _log.warning("no base", image_id=image_id, word=error.word, why=str(error))
         # A refusal of one tenant must not cost the others what has come.
-        shared = isinstance(error, _PERSONAL) and self._flights.waiters(image_id) > 1
+        shared = isinstance(error, PERSONAL) and self._flights.waiters(image_id) > 1
         if not shared and not isinstance(error, RetryLaterError):
             await self._store.discard_ingest(image_id)
             await self._catalog.forget_image(image_id)

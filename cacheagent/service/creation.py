@@ -12,6 +12,7 @@ from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import CacheResult, Disk, DiskState
 from cacheagent.policy.sizing import disk_size, whole_sectors
+from cacheagent.service.bases import PERSONAL, PersonalError
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -45,7 +46,7 @@ class Creation:
 
     def wanted(self) -> dict[DiskKey, DiskSpec]:
         """Give the disks that are being created, and as what."""
-        return dict(self._runs.keys())
+        return {**dict(self._begun), **dict(self._runs.keys())}
 
     async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Give the disk, and whether it was made now; waits for its base.
@@ -55,9 +56,17 @@ class Creation:
             ProblemError: whatever else keeps it from being made; nothing is left behind.
 
         """
-        self._refuse_another(key, spec)
-        result, joined = await self._runs.run((key, spec), lambda: self._run(key, spec, caller))
-        return result[0], result[1] and not joined
+        while True:
+            self._refuse_another(key, spec)
+            run = (key, spec)
+            try:
+                made, joined = await self._runs.run(run, lambda: self._run(key, spec, caller))
+            except PersonalError as refused:
+                # It ran with the token of somebody else, who may not have the image.
+                if refused.token == caller.token:
+                    raise refused.error from None
+                continue
+            return made[0], made[1] and not joined
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Give the disk if it is there, else begin to create it; the flag tells of the latter.
@@ -68,6 +77,12 @@ class Creation:
         """
         self._refuse_another(key, spec)
         disk = await self._expected(key, spec)
+        # Whoever goes away now leaves no intent that nobody works on.
+        return await uninterrupted(self._begin(disk, spec, caller))
+
+    async def _begin(self, disk: Disk, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
+        key = disk.key
+        self._refuse_another(key, spec)
         if key not in self.wanted():
             async with self._locks.hold(key):
                 existing = await self._existing(key, spec)
@@ -84,6 +99,8 @@ class Creation:
         """Remove the disk, and stop its creation; who waits for that is told."""
         gone = DiskConflictError("the disk was deleted while it was made", {})
         if (spec := self.wanted().get(key)) is not None:
+            # One that was begun and does not run yet is not to begin at all.
+            self._begun.discard((key, spec))
             await self._runs.stop((key, spec), gone)
         async with self._locks.hold(key):
             disk = await self._catalog.disk(key)
@@ -109,7 +126,8 @@ class Creation:
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
         try:
-            await self.create(key, spec, caller)
+            if (key, spec) in self._begun:
+                await self.create(key, spec, caller)
         finally:
             self._begun.discard((key, spec))
 
@@ -123,6 +141,8 @@ class Creation:
                 return await self._create(key, spec, caller), True
             except BaseException as error:
                 await uninterrupted(self._give_up(key, spec, error))
+                if isinstance(error, PERSONAL):
+                    raise PersonalError(error, caller.token) from error
                 raise
 
     async def _give_up(self, key: DiskKey, spec: DiskSpec, error: BaseException) -> None:
@@ -186,13 +206,14 @@ class Creation:
             if await self._catalog.begin_disk(disk) is not DiskIntent.BASE_GONE:
                 break
             # The base was evicted after it was found, and before the intent to use it stood.
-        if ensured is not None and ensured.result is not CacheResult.MISS:
-            self._saved.inc(ensured.base.size)
         base = None if ensured is None else ensured.base
         with self._seconds.labels(mode=spec.mode).time():
             template = await self._making.prepare(key, spec, disk.virtual_size, base)
             # From here on it takes milliseconds: who goes away now finds the disk made.
-            return await uninterrupted(self._complete(disk, template))
+            made = await uninterrupted(self._complete(disk, template))
+        if ensured is not None and ensured.result is not CacheResult.MISS:
+            self._saved.inc(ensured.base.size)
+        return made
 
     async def _complete(self, disk: Disk, template: Path | None) -> Disk:
         """Give a disk whose intent stands its file, and write down that it is there."""

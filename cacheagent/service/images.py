@@ -113,14 +113,20 @@ class Images:
         if wait or await self._bases.ready(image_id) is not None:
             result = (await self._bases.ensure(image_id, caller)).result
         else:
-            await self._bases.announce(image_id, caller)
-            result = await self._bases.outlook(image_id)
-            if image_id not in self._prefetching:
-                self._prefetching.add(image_id)
-                self._background.start(self._fetch(image_id, caller), "prefetch of an image")
+            # Whoever goes away now leaves no intent that nobody works on.
+            result = await uninterrupted(self._begin(image_id, caller))
         if pin:
             await self._catalog.pin(image_id, datetime.now(UTC))
         return await self._view(await self._known(image_id)), result
+
+    async def _begin(self, image_id: ImageId, caller: Caller) -> CacheResult:
+        """Write down that the image is to come, and wait for it in the background."""
+        await self._bases.announce(image_id, caller)
+        result = await self._bases.outlook(image_id)
+        if image_id not in self._prefetching:
+            self._prefetching.add(image_id)
+            self._background.start(self._fetch(image_id, caller), "prefetch of an image")
+        return result
 
     async def _fetch(self, image_id: ImageId, caller: Caller) -> None:
         """Wait for the image on behalf of all who asked for it and did not wait."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from cacheagent.backends.store import Manifest
     from cacheagent.model import ImageId
     from cacheagent.service.bases import Ensured
     from tests.fakes.lying_glance import LyingGlance
@@ -351,3 +352,24 @@ async def test_whoever_waits_at_the_stop_is_told(rig: Rig, glance: LyingGlance) 
         await rig.bases.ensure(other, NOBODY)
     assert len(glance.calls("data")) == 1
     assert [cached.image.image_id for cached in await rig.parts.catalog.images()] == [image_id]
+
+
+async def test_base_that_is_published_while_its_last_waiter_leaves_stays(
+    rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made is kept, and known by its image, though nobody is left to hear of it."""
+    image_id = glance.add(DATA)
+    publish, publishing = rig.parts.store.publish, asyncio.Event()
+
+    async def slow(source: Path, record: Manifest) -> Manifest:
+        publishing.set()
+        return await publish(source, record)
+
+    monkeypatch.setattr(rig.parts.store, "publish", slow)
+    (leaving,) = await wait_for(rig, image_id, NOBODY)
+    await publishing.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert rig.bases.failures() == {}
+    assert (await rig.bases.ensure(image_id, NOBODY)).result is CacheResult.HIT
+    assert rig.metric("download_failures_total", reason="cancelled") == 0

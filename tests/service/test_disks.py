@@ -33,6 +33,8 @@ from tests.service.rig import assert_no_trace, state_of, until
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from aiohttp import web
+
     from cacheagent.backends.catalog import DiskIntent
     from cacheagent.model import Disk, DiskKey, DiskView
     from cacheagent.service.bases import Ensured
@@ -357,3 +359,43 @@ async def test_what_a_request_found_is_told(rig: Rig, image_id: ImageId) -> None
     found = [CacheResult.MISS, CacheResult.HIT, CacheResult.BLANK]
     assert [view.disk.cache for view in views] == found
     assert [(await rig.disks.show(view.disk.key)).disk.cache for view in views] == found
+
+
+async def test_refusal_is_for_the_tenant_whose_token_was_used(
+    rig: Rig, glance: LyingGlance, image_id: ImageId
+) -> None:
+    """Two who ask for one disk do not share the refusal of one of them."""
+    refusing = asyncio.Event()
+
+    async def refusal(exchange: lying_glance.Exchange) -> web.StreamResponse:
+        await refusing.wait()
+        return await lying_glance.status(403)(exchange)
+
+    tenant = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
+    glance.lie("data", refusal)
+    refused = asyncio.create_task(rig.disks.create(KEY, of(image_id), tenant))
+    await until(lambda: glance.calls("data"))
+    waiting = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))
+    refusing.set()
+    with pytest.raises(ImageForbiddenError):
+        await refused
+    assert (await waiting)[0].disk.state is DiskState.READY
+
+
+async def test_one_who_goes_away_while_a_disk_is_begun_leaves_it_begun(
+    rig: Rig, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An intent is never written down without somebody who works on it."""
+    begin_disk = rig.parts.catalog.begin_disk
+    writing = asyncio.Event()
+
+    async def slow(disk: Disk) -> DiskIntent:
+        writing.set()
+        return await begin_disk(disk)
+
+    monkeypatch.setattr(rig.parts.catalog, "begin_disk", slow)
+    leaving = asyncio.create_task(rig.disks.begin(KEY, of(image_id), NOBODY))
+    await writing.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert await settled(rig) is DiskState.READY

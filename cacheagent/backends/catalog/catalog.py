@@ -73,7 +73,7 @@ class Catalog:
         return await self._db.write(queries.link_image, image, base_id, now)
 
     async def forget_image(self, image_id: ImageId) -> None:
-        """Drop the image; nothing happens where it is not known. Its pin stays."""
+        """Drop the intent to ingest the image; one that has a base stays, and so does a pin."""
         await self._db.write(queries.forget_image, image_id)
 
     async def image(self, image_id: ImageId) -> CachedImage | None:

@@ -80,8 +80,8 @@ def images_of(db: sqlite3.Connection, base_id: BaseId) -> list[CachedImage]:
 
 
 def forget_image(db: sqlite3.Connection, image_id: ImageId) -> None:
-    """Drop the image."""
-    db.execute("DELETE FROM images WHERE image_id = ?", (image_id,))
+    """Drop the image, unless it has a base."""
+    db.execute("DELETE FROM images WHERE image_id = ? AND base_id IS NULL", (image_id,))
 
 
 # --- bases --------------------------------------------------------------------------------------

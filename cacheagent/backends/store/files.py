@@ -64,6 +64,14 @@ def allocated(path: Path) -> int:
     return path.lstat().st_blocks * BLOCK_UNIT
 
 
+def length(path: Path) -> int | None:
+    """Give the length of the file, None where there is none."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def is_regular(path: Path) -> bool:
     """Tell whether a regular file, and no link to one, has this name."""
     try:

@@ -169,6 +169,9 @@ class Store:
 
     async def arrived_bytes(self, image: GlanceImage) -> int:
         """Count the bytes of the image that an earlier ingest left for another to go on from."""
+        length = await self.run(files.length, self.layout.part(image.image_id))
+        if length != image.size:
+            return 0
         return await recorded_bytes(self.layout.part_record(image.image_id), image)
 
     async def discard_ingest(self, image_id: ImageId) -> None:
