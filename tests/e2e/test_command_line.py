@@ -189,7 +189,9 @@ async def watched(glance: LyingGlance) -> AsyncIterator[Agent]:
 async def pull_halfway(agent: Agent, image_id: str, stderr: int) -> asyncio.subprocess.Process:
     """Begin to pull an image whose data do not come yet, and wait until the command looks on."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cacheagent", "image", "pull", image_id, "--json"),
+        # Whoever runs the tests in the background has Ctrl-C ignored, and all children with them.
+        *("env", "--default-signal=INT", sys.executable, "-m", "cacheagent"),
+        *("image", "pull", image_id, "--json"),
         env={**os.environ, "CACHEAGENT_SOCKET": str(agent.api_socket), "TERM": "xterm"},
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,
