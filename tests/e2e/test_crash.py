@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-DATA = os.urandom(80 * MIB)
-RECORDED = range(64 * MIB, 72 * MIB + 1)
-"""What the agent may have written down of a download when 72 MiB of it have come."""
+DATA = os.urandom(96 * MIB)
+ARRIVED = 92 * MIB
+"""Whole blocks of a download that goes silent behind them."""
+
+RECORDED = range(64 * MIB, ARRIVED + 1)
+"""What the agent may have written down by then. The 64th MiB is on the disk before the last of
+these pieces comes, since no more than four blocks of 4 MiB are on their way there."""
 
 
 @pytest.fixture
@@ -41,10 +45,11 @@ async def agent(glance: LyingGlance) -> AsyncIterator[Agent]:
 async def download_halfway(agent: Agent, glance: LyingGlance) -> str:
     """Bring a daemon into the middle of a download that has gone silent; give the image."""
     image_id = glance.add(DATA, disk_format="raw")
-    glance.lie("data", lying_glance.silence(after=73 * MIB))
+    glance.lie("data", lying_glance.silence(after=ARRIVED + MIB))
     await agent.ask("PUT", f"/v1/images/{image_id}", {})
+    record = agent.state / "ingest" / f"{image_id}.part.json"
     image, done = {}, 0
-    while done < 72 * MIB:
+    while done < ARRIVED or not record.exists():
         image = (await agent.ask("GET", f"/v1/images/{image_id}")).body
         done = image["progress"]["bytes_done"] if image["progress"] else 0
     assert image["state"] == "downloading"
@@ -117,7 +122,7 @@ async def test_orderly_stop_keeps_the_download(agent: Agent, glance: LyingGlance
     assert await agent.stop() == 0
     await agent.start()
     await until_ready(agent, image_id)
-    assert [seen.range for seen in glance.calls("data")] == [None, f"bytes={72 * MIB}-"]
+    assert [seen.range for seen in glance.calls("data")] == [None, f"bytes={ARRIVED}-"]
 
 
 async def test_disk_that_was_begun_is_not_pending_for_ever(
