@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ from cacheagent.backends.systemd import Notifier, passed_sockets
 from cacheagent.live import Live
 from cacheagent.metrics import Metrics
 from cacheagent.service.background import Background
+from cacheagent.service.events import Events
 from cacheagent.service.parts import Parts
 
 if TYPE_CHECKING:
@@ -136,7 +138,13 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
         metrics=live.metrics,
         config=live,
         clock=asyncio.get_running_loop().time,
+        now=_now,
+        events=Events(_now),
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 async def _listen_for_metrics(

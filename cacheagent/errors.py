@@ -24,6 +24,7 @@
     │   ├── DigestMismatchError
     │   ├── GlanceRefusedError
     │   ├── InsufficientSpaceError
+    │   │   └── DiskFullError
     │   └── RetryLaterError
     │       ├── GlanceUnavailableError
     │       └── ShuttingDownError
@@ -323,6 +324,10 @@ class InsufficientSpaceError(ProblemError):
     def members(self) -> Mapping[str, object]:
         """Give ``required_bytes`` and ``available_bytes``."""
         return {"required_bytes": self.required_bytes, "available_bytes": self.available_bytes}
+
+
+class DiskFullError(InsufficientSpaceError):
+    """A write found the file system full, or the quota used up, whatever was reckoned before."""
 
 
 class RequestFailedError(CacheAgentError):

@@ -65,12 +65,13 @@ DOWNLOAD_FAILURES = (
 
 CACHE_BYTES = ("allocated", "virtual", "apparent")
 WATERMARKS = ("high", "low")
-PRUNE_TRIGGERS = ("interval", "room", "deletion", "operator")
+PRUNE_TRIGGERS = ("interval", "room", "full", "deletion", "operator")
 PRUNE_RESULTS = ("done", "unmet", "failed")
 EVICTION_REASONS = (
-    *("max_size", "high_watermark", "min_free", "room", "max_idle", "image_gone", "operator"),
+    *("max_size", "high_watermark", "min_free", "room", "max_idle", "image_gone", "damaged"),
+    "operator",
 )
-SKIP_REASONS = (*UserKind, "min_age", "min_keep", "doubt")
+SKIP_REASONS = (*UserKind, "min_age", "min_keep", "never_fits")
 DRIFT_KINDS = (
     *("base_unlisted", "base_missing", "disk_unlisted", "disk_missing"),
     *("ingest_stale", "state_stale", "unknown_file"),

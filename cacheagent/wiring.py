@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import grp
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from cacheagent.loops.reconciler import Reconciler
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import Layout, unfinished
+from cacheagent.service import parts
 from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
+    from cacheagent.policy.eviction import EvictionPolicy
     from cacheagent.service.parts import Parts
 
 PROBE_SIZE = 1 << 20
@@ -82,7 +84,7 @@ def wire(parts: Parts) -> Agent:
         bases=bases,
         creation=creation,
         background=parts.background,
-        reconciler=Reconciler(Reconcile(parts, bases=bases), status.loops),
+        reconciler=Reconciler(Reconcile(parts, bases=bases), parts.now, status.loops),
         metrics=parts.metrics,
     )
 
@@ -206,14 +208,22 @@ async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
 
 async def rooms(store: Store, config: Callable[[], Config]) -> tuple[Room, Room]:
     """Give the ledgers of what bases and disks lie on: one, where that is one file system."""
-
-    def min_free() -> int:
-        return config().eviction.min_free
-
-    room = Room(store.usage, min_free=min_free)
+    room = Room(store.usage, cache_bytes=store.cache_bytes, policy=lambda: parts.bounds(config()))
     if await store.is_one_file_system():
         return room, room
-    return room, Room(store.disk_usage, min_free=min_free)
+    return room, Room(store.disk_usage, cache_bytes=_none, policy=lambda: _free(config()))
+
+
+async def _none() -> int:
+    """Count the cache where it does not lie."""
+    return 0
+
+
+def _free(config: Config) -> EvictionPolicy:
+    """Give the bounds of a file system without cache: what has to stay free."""
+    return replace(
+        parts.bounds(config), max_size=None, high_watermark=100, low_watermark=100, min_keep=0
+    )
 
 
 async def check_overlay_options(qemu: QemuImg, store: Store, options: str) -> None:

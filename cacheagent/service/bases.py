@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,7 +22,7 @@ from cacheagent.errors import (
     ShuttingDownError,
     UnauthenticatedError,
 )
-from cacheagent.model import Base, BaseState, CacheResult, GlanceImage
+from cacheagent.model import Base, BaseState, CacheResult, GlanceImage, Standing
 from cacheagent.policy import admission
 from cacheagent.service.meter import Meter
 from cacheagent.sync.keylock import KeyLock
@@ -41,16 +43,23 @@ FAILURES = 1000
 PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
 """Refusals that hold for the caller whose token was used, and for nobody else."""
 
+LEASE_SECONDS = 600
+"""How long a lease of a request counts: much longer than a request needs it."""
+
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """A base that is ready, the image it was asked for, and what the request found."""
+    """A base that is ready, the image it was asked for, and what the request found.
+
+    ``lease_id`` names the lease that keeps the base for the request, if it took one.
+    """
 
     base: Base
     image: GlanceImage
     result: CacheResult
+    lease_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ class Bases:
 
     def __init__(self, parts: Parts, *, ingest: Ingest, access: Access) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._store = parts.store
         self._glance = parts.glance
         self._metrics = parts.metrics
@@ -89,6 +99,7 @@ class Bases:
         self._flights: SingleFlight[ImageId, Ensured] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
         self._failures: dict[ImageId, Failure] = {}
+        self._waiting: Counter[ImageId] = Counter()
         self._stopping = False
         self.locks: KeyLock[BaseId] = KeyLock()
 
@@ -100,18 +111,38 @@ class Bases:
 
         """
         await self._access.check(image_id, caller)
-        return await self.ensure_checked(image_id, caller)
+        ensured = await self.leased(image_id, caller, "a request that is about to end")
+        await self.release(ensured)
+        return ensured
 
-    async def ensure_checked(self, image_id: ImageId, caller: Caller) -> Ensured:
-        """Do the same for a caller of whom it was checked that it may have the image.
+    async def leased(self, image_id: ImageId, caller: Caller, holder: str) -> Ensured:
+        """Give the base, leased, to a caller of whom it was checked that it may have the image.
+
+        From the call on, the base is in use: by a waiter, and then by the lease, which is for the
+        caller to release. ``holder`` says what for.
 
         Raises:
             ProblemError: as ``ensure``.
 
         """
-        while (ensured := await self.ready(image_id)) is None:
+        self._waiting[image_id] += 1
+        try:
+            return await self._leased(image_id, caller, holder)
+        finally:
+            self._waiting[image_id] -= 1
+            if not self._waiting[image_id]:
+                del self._waiting[image_id]
+
+    async def release(self, ensured: Ensured) -> None:
+        """Let go of the base."""
+        if ensured.lease_id is not None:
+            await self._catalog.release(ensured.lease_id)
+
+    async def _leased(self, image_id: ImageId, caller: Caller, holder: str) -> Ensured:
+        result = CacheResult.HIT
+        while (found := await self._lease(image_id, holder)) is None:
             try:
-                ensured, joined = await self._flights.run(
+                brought, joined = await self._flights.run(
                     image_id, lambda: self._bring_logged(image_id, caller)
                 )
             except PersonalError as refused:
@@ -119,8 +150,27 @@ class Bases:
                 if refused.token == caller.token:
                     raise refused.error from None
                 continue
-            return replace(ensured, result=CacheResult.JOINED) if joined else ensured
-        return ensured
+            result = CacheResult.JOINED if joined else brought.result
+        return replace(found, result=result)
+
+    async def _lease(self, image_id: ImageId, holder: str) -> Ensured | None:
+        """Lease the base of the image if it is here; None where it has to be brought."""
+        lease_id = uuid.uuid4().hex
+        until = self._now() + timedelta(seconds=LEASE_SECONDS)
+        try:
+            found = await self._catalog.lease_image(
+                image_id, lease_id, holder=holder, expires_at=until
+            )
+            if found is None:
+                return None
+            cached, base = found
+            if cached.standing is Standing.ACTIVE and await self._lies_there(base):
+                return Ensured(base, cached.image, CacheResult.HIT, lease_id)
+        except BaseException:
+            await self._catalog.release(lease_id)
+            raise
+        await self._catalog.release(lease_id)
+        return None
 
     async def outlook(self, image_id: ImageId) -> CacheResult:
         """Tell what a request for the image would find now."""
@@ -131,7 +181,7 @@ class Bases:
     async def ready(self, image_id: ImageId) -> Ensured | None:
         """Give the base of the image if it is here; None where it has to be brought."""
         cached = await self._catalog.image(image_id)
-        if cached is None or cached.base_id is None:
+        if cached is None or cached.base_id is None or cached.standing is not Standing.ACTIVE:
             return None
         base = await self._here(cached.base_id)
         return None if base is None else Ensured(base, cached.image, CacheResult.HIT)
@@ -142,12 +192,12 @@ class Bases:
         return None if meter is None else meter.progress()
 
     def waiters(self, image_id: ImageId) -> int:
-        """Count the requests that wait for the image."""
-        return self._flights.waiters(image_id)
+        """Count the requests that wait for the image, or are about to lease its base."""
+        return self._waiting[image_id]
 
     def all_waiters(self) -> int:
         """Count the requests that wait for any image."""
-        return self._flights.statistics().waiters
+        return self._waiting.total()
 
     def coming(self) -> frozenset[ImageId]:
         """Give the images whose ingest runs."""
@@ -181,10 +231,13 @@ class Bases:
         base = await self._catalog.base(base_id)
         if base is None or base.state is not BaseState.READY:
             return None
-        if await self._store.base_exists(base_id, base.format):
-            return base
-        _log.error("a base has gone from its folder; it is fetched anew", base_id=base_id)
-        return None
+        return base if await self._lies_there(base) else None
+
+    async def _lies_there(self, base: Base) -> bool:
+        there = await self._store.base_exists(base.base_id, base.format)
+        if not there:
+            _log.error("a base has gone from its folder; it is fetched anew", base_id=base.base_id)
+        return there
 
     async def _bring_logged(self, image_id: ImageId, caller: Caller) -> Ensured:
         with log.under_request(caller.request_id):
@@ -251,13 +304,13 @@ class Bases:
         """Ask Glance what the image is, and write down the intent to have it."""
         image = await self._glance.show(image_id, caller)
         admission.admit_description(image, self._rules())
-        await self._catalog.intend_image(image, datetime.now(UTC))
+        await self._catalog.intend_image(image, self._now())
         return image
 
     async def _link(self, image: GlanceImage, base: Base) -> Ensured:
         """Let the image stand for a base of equal content, if that is what it says it is."""
         admission.admit_alias(image, base.source_format, base.virtual_size, self._rules())
-        linked = await self._catalog.link_image(image, base.base_id, datetime.now(UTC))
+        linked = await self._catalog.link_image(image, base.base_id, self._now())
         if not linked:
             raise CatalogError(f"base {base.base_id} went while its lock was held")
         images = await self._catalog.images_of(base.base_id)
@@ -281,7 +334,7 @@ class Bases:
         """Keep the failure for those who ask later."""
         while len(self._failures) >= FAILURES:
             del self._failures[next(iter(self._failures))]
-        self._failures[image.image_id] = Failure(image, why, datetime.now(UTC))
+        self._failures[image.image_id] = Failure(image, why, self._now())
 
     async def _give_up(self, image_id: ImageId, error: ProblemError) -> None:
         """Forget an ingest that no retry can save; what a retry can save stays resumable."""

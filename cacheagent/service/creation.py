@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +17,7 @@ from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from cacheagent.model import Caller, DiskKey, DiskSpec
@@ -33,6 +33,7 @@ class Creation:
 
     def __init__(self, parts: Parts, *, bases: Bases, making: Making) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._store = parts.store
         self._background = parts.background
         self._seconds = parts.metrics.disk_create_seconds
@@ -112,7 +113,7 @@ class Creation:
             else:
                 # What has its name was not made by us.
                 await self._store.abandon_disk(key)
-            await self._catalog.remove_disk(key, datetime.now(UTC))
+            await self._catalog.remove_disk(key, self._now())
 
     async def stop(self, patience: float) -> None:
         """Begin no other disk; give those that are being made so many seconds, and then up."""
@@ -121,7 +122,7 @@ class Creation:
     def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
         other = self.wanted().get(key, spec)
         if other != spec:
-            raise _conflict(pending(key, other))
+            raise _conflict(pending(key, other, self._now()))
 
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
@@ -151,11 +152,11 @@ class Creation:
         if disk is not None and disk.state is DiskState.READY:
             return
         if (key, spec) not in self._begun:
-            await self._catalog.remove_disk(key, datetime.now(UTC))
+            await self._catalog.remove_disk(key, self._now())
         elif isinstance(error, Exception):
             known = isinstance(error, CacheAgentError)
             why = str(error) if known else "internal error; see the agent's log"
-            await self._catalog.begin_disk(pending(key, spec))
+            await self._catalog.begin_disk(pending(key, spec, self._now()))
             await self._catalog.fail_disk(key, why)
 
     async def _existing(self, key: DiskKey, spec: DiskSpec) -> Disk | None:
@@ -171,7 +172,7 @@ class Creation:
         if disk is None:
             return None
         if disk.state is DiskState.READY and not await self._is_there(disk):
-            await self._catalog.remove_disk(key, datetime.now(UTC))
+            await self._catalog.remove_disk(key, self._now())
             return None
         if disk.state is DiskState.READY and not await self._is(disk, spec):
             raise _conflict(disk)
@@ -200,12 +201,7 @@ class Creation:
 
     async def _create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Disk:
         """Take the base, write the intent, make the file, write the result."""
-        while True:
-            ensured = await self._ensure(spec, caller)
-            disk = _intended(key, spec, ensured)
-            if await self._catalog.begin_disk(disk) is not DiskIntent.BASE_GONE:
-                break
-            # The base was evicted after it was found, and before the intent to use it stood.
+        ensured, disk = await self._intend(key, spec, caller)
         base = None if ensured is None else ensured.base
         with self._seconds.labels(mode=spec.mode).time():
             template = await self._making.prepare(key, spec, disk.virtual_size, base)
@@ -215,6 +211,24 @@ class Creation:
             self._saved.inc(ensured.base.size)
         return made
 
+    async def _intend(
+        self, key: DiskKey, spec: DiskSpec, caller: Caller
+    ) -> tuple[Ensured | None, Disk]:
+        """Take the base and write the intent, which then holds it in place of the lease."""
+        while True:
+            ensured = await self._ensure(spec, caller)
+            lease_id = None if ensured is None else ensured.lease_id
+            try:
+                disk = _intended(pending(key, spec, self._now()), spec, ensured)
+                intent = await self._catalog.begin_disk(disk, lease_id)
+            except BaseException:
+                if ensured is not None:
+                    await uninterrupted(self._bases.release(ensured))
+                raise
+            if intent is not DiskIntent.BASE_GONE:
+                return ensured, disk
+            # Somebody found it damaged meanwhile: leases keep from eviction, not from that.
+
     async def _complete(self, disk: Disk, template: Path | None) -> Disk:
         """Give a disk whose intent stands its file, and write down that it is there."""
         key = disk.key
@@ -223,7 +237,7 @@ class Creation:
         except FileExistsError as error:
             path = str(self._store.layout.disk(key, disk.format))
             raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
-        now = datetime.now(UTC)
+        now = self._now()
         try:
             return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
         except BaseException:
@@ -233,17 +247,17 @@ class Creation:
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
         if spec.image_id is None:
             return None
-        return await self._bases.ensure_checked(spec.image_id, caller)
+        return await self._bases.leased(spec.image_id, caller, "a disk that is about to be made")
 
     async def _expected(self, key: DiskKey, spec: DiskSpec) -> Disk:
         """Give the disk as it is while it is pending, with what its request will have found."""
-        disk = pending(key, spec)
+        disk = pending(key, spec, self._now())
         if spec.image_id is None:
             return disk
         return replace(disk, cache=await self._bases.outlook(spec.image_id))
 
 
-def pending(key: DiskKey, spec: DiskSpec) -> Disk:
+def pending(key: DiskKey, spec: DiskSpec, now: datetime) -> Disk:
     """Give a disk that is asked for and not there, before anything is known of its base."""
     return Disk(
         key=key,
@@ -255,18 +269,17 @@ def pending(key: DiskKey, spec: DiskSpec) -> Disk:
         image_id=spec.image_id,
         base_id=None,
         cache=CacheResult.BLANK if spec.image_id is None else CacheResult.MISS,
-        created_at=datetime.now(UTC),
+        created_at=now,
     )
 
 
-def _intended(key: DiskKey, spec: DiskSpec, ensured: Ensured | None) -> Disk:
-    """Give the disk as it will be.
+def _intended(disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
+    """Give the disk that is asked for as it will be.
 
     Raises:
         DiskTooSmallError: the size asked for breaks the size rules.
 
     """
-    disk = pending(key, spec)
     if ensured is None:
         return replace(disk, virtual_size=whole_sectors(spec.size or 0))
     size = disk_size(

@@ -24,6 +24,7 @@ class Disks:
 
     def __init__(self, parts: Parts, *, access: Access, creation: Creation) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._layout = parts.store.layout
         self._access = access
         self._creation = creation
@@ -60,7 +61,7 @@ class Disks:
         """
         disk = await self._catalog.disk(key)
         if disk is None and (spec := self._creation.wanted().get(key)) is not None:
-            disk = pending(key, spec)
+            disk = pending(key, spec, self._now())
         if disk is None:
             raise DiskNotFoundError(f"instance {key.instance_id} has no disk {key.name}")
         return await self._view(disk)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -46,6 +45,7 @@ class Images:
 
     def __init__(self, parts: Parts, *, bases: Bases, use: Use, access: Access) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._store = parts.store
         self._background = parts.background
         self._evictions = parts.metrics.evictions_total
@@ -116,7 +116,7 @@ class Images:
             # Whoever goes away now leaves no intent that nobody works on.
             result = await uninterrupted(self._begin(image_id, caller))
         if pin:
-            await self._catalog.pin(image_id, datetime.now(UTC))
+            await self._catalog.pin(image_id, self._now())
         return await self._view(await self._known(image_id)), result
 
     async def _begin(self, image_id: ImageId, caller: Caller) -> CacheResult:
@@ -144,7 +144,7 @@ class Images:
         """
         await self._access.check(image_id, caller)
         await self._known(image_id)
-        await self._catalog.pin(image_id, datetime.now(UTC))
+        await self._catalog.pin(image_id, self._now())
 
     async def unpin(self, image_id: ImageId, caller: Caller) -> None:
         """Take the pin away.
@@ -184,7 +184,7 @@ class Images:
             return
         if users := await self._use.proved(base):
             raise _in_use(image_id, users)
-        if holders := await self._catalog.begin_eviction(base_id):
+        if holders := await self._catalog.begin_eviction(base_id, self._now()):
             raise _in_use(image_id, holders)
         await self._store.trash_base(base_id, base.format)
         await self._catalog.remove_base(base_id)

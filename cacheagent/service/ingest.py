@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +52,7 @@ class Ingest:
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
+        self._now = parts.now
         self._glance = parts.glance
         self._qemu = parts.qemu
         self._room = parts.room
@@ -190,7 +190,7 @@ class Ingest:
         disk_format: DiskFormat,
     ) -> Manifest:
         """Write down what the file is, now that it is all there."""
-        now = datetime.now(UTC)
+        now = self._now()
         info = await self._qemu.info(path, disk_format)
         base = Base(
             base_id=proven.digest.base_id,

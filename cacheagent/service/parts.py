@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance
@@ -12,7 +13,9 @@ from cacheagent.backends.store import Store
 from cacheagent.config import Config
 from cacheagent.metrics import Metrics
 from cacheagent.policy.admission import BaseFormat, ImageRules
+from cacheagent.policy.eviction import EvictionPolicy
 from cacheagent.service.background import Background
+from cacheagent.service.events import Events
 from cacheagent.service.room import Room
 
 
@@ -21,8 +24,8 @@ class Parts:
     """The backends of one agent, and what its services share.
 
     ``config()`` gives the configuration as it is now, since it can be reloaded; ``clock()``
-    gives monotonic seconds. ``room`` is that of the bases, ``disk_room`` that of the disks: the
-    same one where both lie on one file system.
+    gives monotonic seconds, ``now()`` the time in UTC. ``room`` is that of the bases,
+    ``disk_room`` that of the disks: the same one where both lie on one file system.
     """
 
     catalog: Catalog
@@ -35,6 +38,12 @@ class Parts:
     metrics: Metrics
     config: Callable[[], Config]
     clock: Callable[[], float]
+    now: Callable[[], datetime]
+    events: Events
+
+    def bounds(self) -> EvictionPolicy:
+        """Give the bounds of the cache as the operator has set them now."""
+        return bounds(self.config())
 
     def rules(self) -> ImageRules:
         """Give the bounds for images as the operator has set them now."""
@@ -45,3 +54,17 @@ class Parts:
             max_size=images.max_size,
             max_virtual_size=images.max_virtual_size,
         )
+
+
+def bounds(config: Config) -> EvictionPolicy:
+    """Give the bounds of the cache that a configuration sets."""
+    eviction = config.eviction
+    return EvictionPolicy(
+        max_size=eviction.max_size,
+        high_watermark=eviction.high_watermark,
+        low_watermark=eviction.low_watermark,
+        min_free=eviction.min_free,
+        min_keep=eviction.min_keep,
+        min_age=eviction.min_age,
+        max_idle=eviction.max_idle,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from cacheagent.policy.drift import CatalogState, FilesState, FoundBase, FoundDi
 from cacheagent.policy.sizing import whole_sectors
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cacheagent.model import BaseId, DiskKey
     from cacheagent.policy.drift import DriftPlan
     from cacheagent.service.bases import Bases
@@ -32,6 +33,7 @@ class Reconcile:
 
     def __init__(self, parts: Parts, *, bases: Bases) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._store = parts.store
         self._background = parts.background
         self._metrics = parts.metrics
@@ -98,7 +100,7 @@ class Reconcile:
         )
 
     async def _mend_rows(self, plan: DriftPlan) -> None:
-        now = datetime.now(UTC)
+        now = self._now()
         for base_id in (*plan.drop_base_rows, *plan.finish_evictions):
             await self._catalog.remove_base(base_id)
         for key in plan.drop_disk_rows:
@@ -110,7 +112,7 @@ class Reconcile:
         await self._catalog.adopt(
             bases=plan.adopt_bases, images=plan.adopt_images, disks=plan.adopt_disks
         )
-        now = datetime.now(UTC)
+        now = self._now()
         for disk in plan.finish_disks:
             await self._catalog.finish_disk(disk.key, virtual_size=disk.virtual_size, now=now)
         for key in plan.fail_disks:

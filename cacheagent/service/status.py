@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import cacheagent
@@ -19,6 +18,7 @@ from cacheagent.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from cacheagent.model import Base, BaseId, CachedImage, Disk, ImageId
     from cacheagent.service.bases import Bases
@@ -33,13 +33,14 @@ class Status:
 
     def __init__(self, parts: Parts, *, bases: Bases) -> None:
         self._catalog = parts.catalog
+        self._now = parts.now
         self._store = parts.store
         self._glance = parts.glance
         self._room = parts.room
         self._metrics = parts.metrics
         self._config = parts.config
         self._bases = bases
-        self._started_at = datetime.now(UTC)
+        self._started_at = self._now()
         self.ready = False
         self.stopping = False
         self.loops: dict[str, datetime | None] = {}
@@ -53,7 +54,7 @@ class Status:
         return StatusView(
             version=cacheagent.__version__,
             started_at=self._started_at,
-            uptime_seconds=(datetime.now(UTC) - self._started_at).total_seconds(),
+            uptime_seconds=(self._now() - self._started_at).total_seconds(),
             ready=self.ready,
             stopping=self.stopping,
             space=usage,
@@ -111,7 +112,7 @@ class Status:
     def _count_bases(self, bases: Sequence[Base], disks: Sequence[Disk]) -> None:
         used = {disk.base_id for disk in disks if disk.needs_base}
         unused = [base for base in bases if base.base_id not in used]
-        now = datetime.now(UTC)
+        now = self._now()
         ages = ((now - base.last_used_at).total_seconds() for base in unused)
         sizes = self._metrics.cache_bytes
         sizes.labels(kind="allocated").set(sum(base.allocated for base in bases))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -23,10 +24,11 @@ from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
+from cacheagent.service.events import Events
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
-from cacheagent.service.parts import Parts
+from cacheagent.service.parts import Parts, bounds
 from cacheagent.service.reconcile import Reconcile
 from cacheagent.service.room import Room
 from cacheagent.service.use import Use
@@ -42,13 +44,18 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Monotonic seconds that pass when the test says so."""
+    """Monotonic seconds, and a time of day, that pass when the test says so."""
 
     now = 1000.0
+    epoch = datetime(2026, 3, 1, tzinfo=UTC)
 
     def __call__(self) -> float:
-        """Give the time."""
+        """Give the seconds."""
         return self.now
+
+    def time(self) -> datetime:
+        """Give the time of day; ``epoch`` is set to step it alone."""
+        return self.epoch + timedelta(seconds=self.now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +120,7 @@ async def _parts(
     await store.open()
     catalog = await Catalog.open(layout.catalog)
     stack.push_async_callback(catalog.close)
-    room = Room(store.usage, min_free=lambda: 0)
+    room = Room(store.usage, cache_bytes=store.cache_bytes, policy=lambda: bounds(config))
     return Parts(
         catalog=catalog,
         store=store,
@@ -132,6 +139,8 @@ async def _parts(
         metrics=Metrics(),
         config=lambda: config,
         clock=clock,
+        now=clock.time,
+        events=Events(clock.time),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.errors import (
+    BaseInUseError,
     DigestMismatchError,
     DiskConflictError,
     DiskNotFoundError,
@@ -293,26 +294,25 @@ async def test_deleting_what_failed_takes_nothing_of_others(rig: Rig, image_id: 
     assert path.read_bytes() == b"precious"
 
 
-async def test_base_that_goes_in_the_last_moment_comes_back(
+async def test_base_stays_between_the_hit_and_the_intent(
     rig: Rig, glance: LyingGlance, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An eviction between the hit and the intent to use the base costs a download, not a disk."""
-    ensure = rig.bases.ensure_checked
-    evicted: list[ImageId] = []
+    """From the moment in which a request has found its base, a lease keeps it from eviction."""
+    leased = rig.bases.leased
+    refused: list[BaseInUseError] = []
 
-    async def ensure_and_evict(image_id: ImageId, caller: Caller) -> Ensured:
-        ensured = await ensure(image_id, caller)
-        if not evicted:
-            evicted.append(image_id)
+    async def lease_and_evict(image_id: ImageId, caller: Caller, holder: str) -> Ensured:
+        ensured = await leased(image_id, caller, holder)
+        with pytest.raises(BaseInUseError) as caught:
             await rig.images.evict(image_id, caller)
+        refused.append(caught.value)
         return ensured
 
-    monkeypatch.setattr(rig.bases, "ensure_checked", ensure_and_evict)
+    monkeypatch.setattr(rig.bases, "leased", lease_and_evict)
     view, made = await rig.disks.create(KEY, of(image_id), NOBODY)
-    assert (view.disk.state, made) == (DiskState.READY, True)
-    assert view.base_path is not None
-    assert view.base_path.read_bytes() == DATA
-    assert (evicted, len(glance.calls("data"))) == ([image_id], 2)
+    assert (view.disk.state, made, len(glance.calls("data"))) == (DiskState.READY, True, 1)
+    assert [user["kind"] for user in refused[0].users] == ["lease"]
+    assert await rig.parts.catalog.leases(rig.parts.now()) == []
 
 
 async def test_tenant_needs_the_right_to_its_image(

@@ -205,7 +205,7 @@ async def test_overlay_made_by_hand_is_adopted(rig: Rig, base: Base) -> None:
 
 async def test_eviction_that_was_begun_is_taken_back(rig: Rig, image: ImageId, base: Base) -> None:
     """A base whose file had not gone yet is there again."""
-    assert await rig.parts.catalog.begin_eviction(base.base_id) == ()
+    assert await rig.parts.catalog.begin_eviction(base.base_id, NOW) == ()
     await reconciled(rig)
     assert await rig.bases.ready(image) is not None
 
@@ -216,7 +216,7 @@ async def test_eviction_that_came_to_the_file_is_finished(
     """A base whose file had gone is gone, with all that was left of it."""
     await make(rig, image)
     await rig.disks.delete(KEY)
-    assert await rig.parts.catalog.begin_eviction(base.base_id) == ()
+    assert await rig.parts.catalog.begin_eviction(base.base_id, NOW) == ()
     layout = rig.layout
     layout.base(base.base_id, base.format).rename(layout.trashed(base.base_id, base.format))
     await reconciled(rig)

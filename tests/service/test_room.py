@@ -6,6 +6,7 @@ import pytest
 
 from cacheagent.errors import InsufficientSpaceError, QemuImgError
 from cacheagent.model import SpaceUsage
+from cacheagent.policy.eviction import EvictionPolicy
 from cacheagent.service.room import Room
 
 
@@ -15,7 +16,19 @@ def room(available: int, min_free: int = 0) -> Room:
     async def usage() -> SpaceUsage:
         return SpaceUsage(total=1000, available=available)
 
-    return Room(usage, min_free=lambda: min_free)
+    async def cache_bytes() -> int:
+        return 0
+
+    policy = EvictionPolicy(
+        max_size=None,
+        high_watermark=100,
+        low_watermark=100,
+        min_free=min_free,
+        min_keep=0,
+        min_age=0,
+        max_idle=0,
+    )
+    return Room(usage, cache_bytes=cache_bytes, policy=lambda: policy)
 
 
 async def test_what_cannot_fit_is_refused_with_the_figures() -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.catalog import queries
+from cacheagent.backends.catalog import holds, queries
 from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
         BaseId,
         BaseState,
         CachedImage,
+        Digest,
         Disk,
         DiskKey,
         GlanceImage,
         ImageId,
         InstanceId,
+        Lease,
+        Standing,
         User,
     )
 
@@ -65,7 +68,10 @@ class Catalog:
     # --- images ---------------------------------------------------------------------------------
 
     async def intend_image(self, image: GlanceImage, now: datetime) -> None:
-        """Record the intent to ingest; an image that is known gets the new description."""
+        """Record the intent to ingest; an image that is known gets the new description.
+
+        It counts as active again. A base that is not what Glance's digest stands for is let go.
+        """
         await self._db.write(queries.put_image, image, None, now)
 
     async def link_image(self, image: GlanceImage, base_id: BaseId, now: datetime) -> bool:
@@ -88,6 +94,10 @@ class Catalog:
         """Give the images that stand for the base, by id."""
         return await self._db.read(queries.images_of, base_id)
 
+    async def set_standing(self, image_id: ImageId, standing: Standing) -> None:
+        """Note what Glance says of the image now."""
+        await self._db.write(queries.set_standing, image_id, standing)
+
     # --- bases ----------------------------------------------------------------------------------
 
     async def publish(self, base: Base, images: Sequence[GlanceImage], now: datetime) -> None:
@@ -106,13 +116,25 @@ class Catalog:
         """Set the state; INGESTING is none that a base can have and a ``CatalogError``."""
         await self._db.write(queries.set_base_state, base_id, state)
 
-    async def begin_eviction(self, base_id: BaseId) -> tuple[User, ...]:
-        """Set the base to EVICTING, unless a disk needs it or one of its images is pinned.
+    async def set_verified(self, base_id: BaseId, digest: Digest, now: datetime) -> None:
+        """Note that the file of the base was read at ``now``, and what its digest is."""
+        await self._db.write(queries.set_verified, base_id, digest, now)
+
+    async def touch(self, base_ids: Sequence[BaseId], now: datetime) -> None:
+        """Note that the bases are in use at ``now``.
+
+        Times of any base that lie in the future become ``now``: the clock was set back, and a
+        base would not grow old until it has caught up.
+        """
+        await self._db.write(queries.touch, base_ids, now)
+
+    async def begin_eviction(self, base_id: BaseId, now: datetime) -> tuple[User, ...]:
+        """Set the base to EVICTING, unless a disk, a pin or a lease holds it.
 
         Returns what holds it: empty means that it is EVICTING now, and no disk can be begun from
         it any more.
         """
-        return await self._db.write(queries.begin_eviction, base_id)
+        return await self._db.write(holds.begin_eviction, base_id, now)
 
     async def remove_base(self, base_id: BaseId) -> None:
         """Drop the base and its images. Disks keep its name."""
@@ -120,14 +142,16 @@ class Catalog:
 
     # --- disks ----------------------------------------------------------------------------------
 
-    async def begin_disk(self, disk: Disk) -> DiskIntent:
+    async def begin_disk(self, disk: Disk, lease_id: str | None = None) -> DiskIntent:
         """Record the intent to make a disk, as PENDING, whatever state ``disk`` says.
+
+        From then on the row holds the base, and the lease is dropped in the same transaction.
 
         A row that is PENDING or FAILED is replaced: the caller holds the lock of the key, so
         nobody else works on it. Nothing is recorded where a READY row is there (``EXISTS``), or
         where the base is not READY any more (``BASE_GONE``).
         """
-        return await self._db.write(queries.begin_disk, disk)
+        return await self._db.write(queries.begin_disk, disk, lease_id)
 
     async def finish_disk(self, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
         """Set the disk to READY, and its base's last use to ``now``; give the disk.
@@ -162,6 +186,41 @@ class Catalog:
         A full copy that is READY does not need it, nor does a disk that FAILED.
         """
         return await self._db.read(queries.disks_of_base, base_id)
+
+    # --- holds ----------------------------------------------------------------------------------
+
+    async def users(self, now: datetime) -> Mapping[BaseId, tuple[User, ...]]:
+        """Give who holds which base: disks, pins, leases; a base that nobody holds is left out."""
+        return await self._db.read(holds.users, now)
+
+    async def users_of(self, base_id: BaseId, now: datetime) -> tuple[User, ...]:
+        """Give who holds the base: disks, pins, leases."""
+        return await self._db.read(holds.users_of, base_id, now)
+
+    async def lease_image(
+        self, image_id: ImageId, lease_id: str, *, holder: str, expires_at: datetime
+    ) -> tuple[CachedImage, Base] | None:
+        """Find the base of the image and lease it, in one step: nothing can evict it in between.
+
+        None where the image has no base that is READY; then nothing is leased.
+        """
+        return await self._db.write(holds.lease_image, image_id, lease_id, holder, expires_at)
+
+    async def lease(self, lease: Lease) -> bool:
+        """Record a lease, or its new expiry; False where its base is not READY."""
+        return await self._db.write(holds.lease, lease)
+
+    async def leases(self, now: datetime) -> list[Lease]:
+        """Give the leases that have not expired, those that expire first first."""
+        return await self._db.read(holds.leases, now)
+
+    async def release(self, lease_id: str) -> None:
+        """Drop the lease; one that is gone is a success too."""
+        await self._db.write(holds.release, lease_id)
+
+    async def drop_leases(self, expired_by: datetime | None = None) -> None:
+        """Drop the leases that have expired; all of them, at a start, when nobody holds any."""
+        await self._db.write(holds.drop_leases, expired_by)
 
     # --- pins, and all together -----------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from cacheagent.errors import CatalogError, InsufficientSpaceError
+from cacheagent.errors import CatalogError, DiskFullError
 from cacheagent.policy.layout import broken
 from cacheagent.sync.uninterrupted import uninterrupted
 
@@ -59,7 +59,7 @@ class Database:
         """Open the file, or begin it, and bring its schema up to date.
 
         Raises: ``CatalogError`` where that cannot be done, or a newer version has written it;
-        ``InsufficientSpaceError``.
+        ``DiskFullError``.
         """
         executor = ThreadPoolExecutor(1, "catalog")
         try:
@@ -111,7 +111,7 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if _code(error) == sqlite3.SQLITE_FULL:
             free = shutil.disk_usage(path.parent).free
-            raise InsufficientSpaceError(required_bytes=_PAGE, available_bytes=free) from error
+            raise DiskFullError(required_bytes=_PAGE, available_bytes=free) from error
         raise CatalogError(f"{path}: {error}") from error
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import rows
 from cacheagent.errors import DiskNotFoundError
-from cacheagent.model import BaseState, DiskState, ImageId, User, UserKind
+from cacheagent.model import DiskState, ImageId
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from cacheagent.model import (
         Base,
         BaseId,
+        BaseState,
         CachedImage,
+        Digest,
         Disk,
         DiskKey,
         GlanceImage,
         InstanceId,
+        Standing,
     )
 
 
@@ -36,9 +39,13 @@ class DiskIntent(enum.Enum):
 # --- images -------------------------------------------------------------------------------------
 
 _PUT_IMAGE = """
-    INSERT INTO images (image_id, base_id, description, requested_at) VALUES (?, ?, ?, ?)
+    INSERT INTO images (image_id, base_id, description, requested_at)
+    VALUES (:id, :base, :text, :now)
     ON CONFLICT (image_id) DO UPDATE SET
-        base_id = coalesce(excluded.base_id, base_id), description = excluded.description
+        base_id = coalesce(
+            excluded.base_id, iif(base_id = coalesce(:digest, base_id), base_id, NULL)
+        ),
+        description = excluded.description, standing = 'active'
 """
 _ADOPT_IMAGE = """
     INSERT INTO images (image_id, base_id, description, requested_at) VALUES (?, ?, ?, ?)
@@ -49,14 +56,24 @@ _ADOPT_IMAGE = """
 def put_image(
     db: sqlite3.Connection, image: GlanceImage, base_id: BaseId | None, now: datetime
 ) -> None:
-    """Insert the image or refresh its description; a base that it has is kept or replaced."""
-    columns = (image.image_id, base_id, rows.description(image), rows.stamp(now))
+    """Insert the image or refresh its description, as Glance has just said that it is active.
+
+    A base that it has is kept or replaced; one that is not what Glance's digest stands for now
+    is let go.
+    """
+    columns = {
+        "id": image.image_id,
+        "base": base_id,
+        "text": rows.description(image),
+        "now": rows.stamp(now),
+        "digest": None if image.digest is None else image.digest.base_id,
+    }
     db.execute(_PUT_IMAGE, columns)
 
 
 def link_image(db: sqlite3.Connection, image: GlanceImage, base_id: BaseId, now: datetime) -> bool:
     """Let the image stand for the base; False where that is not ready."""
-    ready = _is_ready(db, base_id)
+    ready = is_ready(db, base_id)
     if ready:
         put_image(db, image, base_id, now)
     return ready
@@ -84,11 +101,16 @@ def forget_image(db: sqlite3.Connection, image_id: ImageId) -> None:
     db.execute("DELETE FROM images WHERE image_id = ? AND base_id IS NULL", (image_id,))
 
 
+def set_standing(db: sqlite3.Connection, image_id: ImageId, standing: Standing) -> None:
+    """Note what Glance says of the image."""
+    db.execute("UPDATE images SET standing = ? WHERE image_id = ?", (standing, image_id))
+
+
 # --- bases --------------------------------------------------------------------------------------
 
 _BASE_COLUMNS = """
     INSERT INTO bases VALUES (:base_id, :state, :format, :source_format, :size, :virtual_size,
-        :allocated, :inspection_version, :fetched_at, :last_used_at)
+        :allocated, :inspection_version, :fetched_at, :last_used_at, :file_digest, :verified_at)
     ON CONFLICT (base_id) DO
 """
 _PUT_BASE = (
@@ -97,7 +119,8 @@ _PUT_BASE = (
         state = excluded.state, format = excluded.format, source_format = excluded.source_format,
         size = excluded.size, virtual_size = excluded.virtual_size,
         allocated = excluded.allocated, inspection_version = excluded.inspection_version,
-        fetched_at = excluded.fetched_at, last_used_at = excluded.last_used_at
+        fetched_at = excluded.fetched_at, last_used_at = excluded.last_used_at,
+        file_digest = excluded.file_digest, verified_at = excluded.verified_at
 """
 )
 _ADOPT_BASE = _BASE_COLUMNS + " NOTHING"
@@ -129,18 +152,19 @@ def set_base_state(db: sqlite3.Connection, base_id: BaseId, state: BaseState) ->
     db.execute("UPDATE bases SET state = ? WHERE base_id = ?", (state, base_id))
 
 
-def begin_eviction(db: sqlite3.Connection, base_id: BaseId) -> tuple[User, ...]:
-    """Set the base to EVICTING unless a disk or a pin holds it; give what does."""
-    pinned = db.execute(
-        "SELECT image_id FROM images JOIN pins USING (image_id) WHERE base_id = ?", (base_id,)
-    )
-    users = (
-        *(User(kind=UserKind.DISK, key=disk.key) for disk in disks_of_base(db, base_id)),
-        *(User(kind=UserKind.PIN, detail=row["image_id"]) for row in pinned),
-    )
-    if not users:
-        set_base_state(db, base_id, BaseState.EVICTING)
-    return users
+def set_verified(db: sqlite3.Connection, base_id: BaseId, digest: Digest, now: datetime) -> None:
+    """Note that the base was read, and what its digest is."""
+    columns = (rows.digest(digest), rows.stamp(now), base_id)
+    db.execute("UPDATE bases SET file_digest = ?, verified_at = ? WHERE base_id = ?", columns)
+
+
+def touch(db: sqlite3.Connection, base_ids: Sequence[BaseId], now: datetime) -> None:
+    """Note that the bases are in use now; a time to come, after the clock was set back, is now."""
+    stamp = rows.stamp(now)
+    db.executemany(_TOUCH_BASE, [(stamp, base_id) for base_id in base_ids])
+    for column in ("fetched_at", "last_used_at"):
+        # The columns are named here and nowhere else.
+        db.execute(f"UPDATE bases SET {column} = :now WHERE {column} > :now", {"now": stamp})  # noqa: S608
 
 
 def remove_base(db: sqlite3.Connection, base_id: BaseId) -> None:
@@ -148,7 +172,8 @@ def remove_base(db: sqlite3.Connection, base_id: BaseId) -> None:
     db.execute("DELETE FROM bases WHERE base_id = ?", (base_id,))
 
 
-def _is_ready(db: sqlite3.Connection, base_id: BaseId) -> bool:
+def is_ready(db: sqlite3.Connection, base_id: BaseId) -> bool:
+    """Tell whether disks can be made from the base."""
     found = db.execute("SELECT 1 FROM bases WHERE base_id = ? AND state = 'ready'", (base_id,))
     return found.fetchone() is not None
 
@@ -173,12 +198,14 @@ _INTEND_DISK = (
 _ADOPT_DISK = _DISK_COLUMNS + " NOTHING"
 
 
-def begin_disk(db: sqlite3.Connection, disk: Disk) -> DiskIntent:
-    """Record a disk that is about to be made, in place of one that was not."""
-    if disk.base_id is not None and not _is_ready(db, disk.base_id):
+def begin_disk(db: sqlite3.Connection, disk: Disk, lease_id: str | None) -> DiskIntent:
+    """Record a disk that is about to be made, in place of one that was not, and of the lease."""
+    if disk.base_id is not None and not is_ready(db, disk.base_id):
         return DiskIntent.BASE_GONE
     intent = {**rows.disk_row(disk), "state": DiskState.PENDING, "error": None}
     written = db.execute(_INTEND_DISK, intent).rowcount
+    if lease_id is not None:
+        db.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
     return DiskIntent.RECORDED if written else DiskIntent.EXISTS
 
 

@@ -17,6 +17,7 @@ from cacheagent.model import (
     BaseState,
     CachedImage,
     CacheResult,
+    Digest,
     Disk,
     DiskFormat,
     DiskKey,
@@ -26,6 +27,8 @@ from cacheagent.model import (
     DiskState,
     GlanceImage,
     InstanceId,
+    Lease,
+    Standing,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,11 @@ _SPEC = TypeAdapter(DiskSpec)
 def stamp(when: datetime) -> str:
     """Write a time so that later ones sort after it."""
     return when.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def digest(value: Digest) -> str:
+    """Write a digest."""
+    return f"{value.algorithm}:{value.hex}"
 
 
 def description(image: GlanceImage) -> str:
@@ -59,6 +67,8 @@ def base_row(base: Base) -> Mapping[str, object]:
         "inspection_version": base.inspection_version,
         "fetched_at": stamp(base.fetched_at),
         "last_used_at": stamp(base.last_used_at),
+        "file_digest": None if base.file_digest is None else digest(base.file_digest),
+        "verified_at": None if base.verified_at is None else stamp(base.verified_at),
     }
 
 
@@ -75,6 +85,10 @@ def to_base(row: sqlite3.Row) -> Base:
         inspection_version=row["inspection_version"],
         fetched_at=datetime.fromisoformat(row["fetched_at"]),
         last_used_at=datetime.fromisoformat(row["last_used_at"]),
+        file_digest=None if row["file_digest"] is None else Digest(*row["file_digest"].split(":")),
+        verified_at=(
+            None if row["verified_at"] is None else datetime.fromisoformat(row["verified_at"])
+        ),
     )
 
 
@@ -84,6 +98,27 @@ def to_image(row: sqlite3.Row) -> CachedImage:
         image=_IMAGE.validate_json(row["description"]),
         base_id=row["base_id"],
         requested_at=datetime.fromisoformat(row["requested_at"]),
+        standing=Standing(row["standing"]),
+    )
+
+
+def lease_row(lease: Lease) -> Mapping[str, object]:
+    """Give the columns of a lease."""
+    return {
+        "lease_id": lease.lease_id,
+        "base_id": lease.base_id,
+        "holder": lease.holder,
+        "expires_at": stamp(lease.expires_at),
+    }
+
+
+def to_lease(row: sqlite3.Row) -> Lease:
+    """Read a lease from its columns."""
+    return Lease(
+        lease_id=row["lease_id"],
+        base_id=BaseId(row["base_id"]),
+        holder=row["holder"],
+        expires_at=datetime.fromisoformat(row["expires_at"]),
     )
 
 

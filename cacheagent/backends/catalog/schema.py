@@ -60,4 +60,21 @@ MIGRATIONS = (
         pinned_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE bases ADD COLUMN file_digest TEXT;
+    ALTER TABLE bases ADD COLUMN verified_at TEXT;
+
+    -- What Glance said of the image when it was last asked.
+    ALTER TABLE images ADD COLUMN standing TEXT NOT NULL DEFAULT 'active'
+        CHECK (standing IN ('active', 'deactivated', 'gone', 'changed'));
+
+    -- A hold on a base by somebody who works with it; the next start drops what a crash left.
+    CREATE TABLE leases (
+        lease_id TEXT PRIMARY KEY,
+        base_id TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        expires_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX leases_by_base ON leases (base_id);
+    """,
 )

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cacheagent.errors import InsufficientSpaceError, InvalidRequestError
+from cacheagent.errors import DiskFullError, InvalidRequestError
 from cacheagent.model import SpaceUsage
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ BLOCK_UNIT = 512
 
 @contextlib.contextmanager
 def space_errors(folder: Path, required_bytes: int) -> Iterator[None]:
-    """Turn a full file system or quota into ``InsufficientSpaceError`` with the figures."""
+    """Turn a full file system or quota into ``DiskFullError`` with the figures."""
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise InsufficientSpaceError(
+        raise DiskFullError(
             required_bytes=required_bytes, available_bytes=usage(folder).available
         ) from error
 
@@ -55,7 +55,10 @@ def usage(folder: Path) -> SpaceUsage:
     """Ask the file system of ``folder`` for its size and what an ordinary user may write."""
     found = os.statvfs(folder)
     return SpaceUsage(
-        total=found.f_blocks * found.f_frsize, available=found.f_bavail * found.f_frsize
+        total=found.f_blocks * found.f_frsize,
+        available=found.f_bavail * found.f_frsize,
+        inodes=found.f_files,
+        inodes_available=found.f_favail,
     )
 
 

@@ -187,6 +187,14 @@ class Store:
         """Count the bytes that unfinished downloads and conversions take."""
         return await self.run(_allocated_in, self.layout.ingest)
 
+    async def cache_bytes(self) -> int:
+        """Count the bytes that all bases and unfinished ingests take, as the files tell."""
+        return await self.run(self._cache_bytes)
+
+    def _cache_bytes(self) -> int:
+        # The folder that files move from goes first: one on its way counts twice, never not.
+        return _allocated_in(self.layout.ingest) + _allocated_in(self.layout.bases)
+
     # --- bases -----------------------------------------------------------------------------
 
     async def publish(self, source: Path, record: Manifest) -> Manifest:

@@ -136,7 +136,7 @@ async def test_an_eviction_takes_base_and_images(catalog: Catalog) -> None:
     """A base that nothing holds becomes EVICTING, then goes with its images, not with pins."""
     await catalog.publish(base(1), [glance_image(1)], NOW)
     await catalog.pin(image_id(2), NOW)
-    assert await catalog.begin_eviction(base_id(1)) == ()
+    assert await catalog.begin_eviction(base_id(1), NOW) == ()
     assert await catalog.base(base_id(1)) == base(1, state=BaseState.EVICTING)
     await catalog.remove_base(base_id(1))
     assert await catalog.bases() == []
@@ -149,7 +149,7 @@ async def test_a_pin_stops_an_eviction(catalog: Catalog) -> None:
     await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
     await catalog.pin(image_id(2), NOW)
     pinned = User(kind=UserKind.PIN, detail=image_id(2))
-    assert await catalog.begin_eviction(base_id(1)) == (pinned,)
+    assert await catalog.begin_eviction(base_id(1), NOW) == (pinned,)
     assert await catalog.base(base_id(1)) == base(1)
 
 
@@ -176,7 +176,7 @@ async def test_disks_that_need_their_base_stop_an_eviction(
     await catalog.adopt(disks=[found])
     users = (User(kind=UserKind.DISK, key=disk_key(1)),) if holds else ()
     assert await catalog.disks_of_base(base_id(1)) == ([found] if holds else [])
-    assert await catalog.begin_eviction(base_id(1)) == users
+    assert await catalog.begin_eviction(base_id(1), NOW) == users
 
 
 async def test_a_disk_keeps_the_name_of_a_base_that_was_lost(catalog: Catalog) -> None:

@@ -1,53 +1,17 @@
-"""The values that the rooms hand to one another: frozen, without behaviour that does I/O.
-
-Sizes are bytes, times are aware datetimes in UTC. Parsers of identifiers raise ``ValueError``
-with a sentence for whoever sent them.
-"""
+"""Images, bases and disks as the catalog knows them. Sizes are bytes, times aware and in UTC."""
 
 from __future__ import annotations
 
 import enum
 import re
-import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Final, NewType
+from typing import TYPE_CHECKING, Final
 
-ImageId = NewType("ImageId", str)
-InstanceId = NewType("InstanceId", str)
-DiskName = NewType("DiskName", str)
-BaseId = NewType("BaseId", str)
+from cacheagent.model.ids import DIGEST_LENGTHS, BaseId, Digest, DiskName, ImageId, InstanceId
 
-DISK_NAME_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
-UUID_PATTERN = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-
-DIGEST_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
-"""Algorithms that may name a base, with the length of their digest in hex digits."""
-
-
-def _parse_uuid(text: str) -> str:
-    if not re.fullmatch(UUID_PATTERN, text):
-        raise ValueError("is not a UUID in its canonical form (lower case, with hyphens)")
-    return str(uuid.UUID(text))
-
-
-def parse_image_id(text: str) -> ImageId:
-    """Take ``text`` as the id of an image; ``ValueError`` unless it is a canonical UUID."""
-    return ImageId(_parse_uuid(text))
-
-
-def parse_instance_id(text: str) -> InstanceId:
-    """Take ``text`` as the id of an instance; ``ValueError`` unless it is a canonical UUID."""
-    return InstanceId(_parse_uuid(text))
-
-
-def parse_disk_name(text: str) -> DiskName:
-    """Take ``text`` as the name of a disk; ``ValueError`` unless it fits the closed pattern."""
-    if not re.fullmatch(DISK_NAME_PATTERN, text):
-        raise ValueError(f"does not match {DISK_NAME_PATTERN}")
-    return DiskName(text)
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class DiskFormat(enum.StrEnum):
@@ -150,28 +114,6 @@ class Caller:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """A digest: the name of its algorithm as hashlib knows it, and lower-case hex digits."""
-
-    algorithm: str
-    hex: str
-
-    @property
-    def base_id(self) -> BaseId:
-        """The content address that this digest gives."""
-        return BaseId(f"{self.algorithm}-{self.hex}")
-
-
-def parse_base_id(text: str) -> Digest:
-    """Take ``<algorithm>-<hex>`` apart; ``ValueError`` unless algorithm and length are known."""
-    algorithm, _, digits = text.partition("-")
-    length = DIGEST_LENGTHS.get(algorithm)
-    if length is None or not re.fullmatch(f"[0-9a-f]{{{length}}}", digits):
-        raise ValueError(f"{text!r} is not <algorithm>-<hex digest>")
-    return Digest(algorithm, digits)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlanceImage:
     """An image as Glance describes it, with Glance's names.
@@ -214,6 +156,9 @@ class Base:
     ``source_format`` is what the image was found to be when it came (``raw``, ``qcow2``,
     ``vmdk`` …), ``size`` its length as downloaded; ``format`` and ``virtual_size`` are those of
     the file that lies here now, ``allocated`` the bytes that it takes on the file system.
+    ``file_digest`` is that of this file, which a conversion makes another one than that of the
+    image; it is None until the file was read for it. ``verified_at`` is when it was last read
+    and found to be as it came.
     """
 
     base_id: BaseId
@@ -226,6 +171,21 @@ class Base:
     inspection_version: int
     fetched_at: datetime
     last_used_at: datetime
+    file_digest: Digest | None = None
+    verified_at: datetime | None = None
+
+
+class Standing(enum.StrEnum):
+    """What Glance said of an image when it was last asked.
+
+    ``GONE``: it does not know the image any more. ``CHANGED``: the id stands for other content
+    now, as it may after a purge (OSSN-0075).
+    """
+
+    ACTIVE = "active"
+    DEACTIVATED = "deactivated"
+    GONE = "gone"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,11 +193,26 @@ class CachedImage:
     """What the catalog knows of an image: Glance's description, and the base it stands for.
 
     ``base_id`` is None while the first ingest has not ended: that is the intent to download.
+    An image whose ``standing`` is not ACTIVE is handed to nobody before Glance was asked again.
     """
 
     image: GlanceImage
     base_id: BaseId | None
     requested_at: datetime
+    standing: Standing = Standing.ACTIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A hold on a base by somebody who works with it: ``holder`` says who, in words.
+
+    It counts until ``expires_at``, so that one that is forgotten keeps nothing for ever.
+    """
+
+    lease_id: str
+    base_id: BaseId
+    holder: str
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,91 +274,3 @@ class Progress:
     bytes_done: int
     bytes_total: int
     bytes_per_second: float
-
-
-class UserKind(enum.StrEnum):
-    """Who can hold a base."""
-
-    DISK = "disk"
-    LEASE = "lease"
-    PIN = "pin"
-    WAITER = "waiter"
-    OVERLAY = "overlay"
-    QEMU = "qemu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
-    """One reason why a base is in use; ``path`` and ``detail`` where there is no disk of ours."""
-
-    kind: UserKind
-    key: DiskKey | None = None
-    path: Path | None = None
-    detail: str | None = None
-
-    def facts(self) -> dict[str, str]:
-        """Give what is known of it, by the names that the API uses."""
-        found = {"kind": self.kind.value}
-        if self.key is not None:
-            found |= {"instance_id": self.key.instance_id, "name": self.key.name}
-        if self.path is not None:
-            found["path"] = str(self.path)
-        if self.detail is not None:
-            found["detail"] = self.detail
-        return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceUsage:
-    """A file system, in bytes: its size, and what an ordinary user may still write."""
-
-    total: int
-    available: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskView:
-    """A disk with what only the layout knows: its path, and its base with its path."""
-
-    disk: Disk
-    path: Path
-    base: Base | None
-    base_path: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageView:
-    """An image as an operator sees it: its state, its base, its users, and how far it has come.
-
-    ``progress`` is there while an ingest runs, ``error`` (a problem's detail) after one failed.
-    """
-
-    image: GlanceImage
-    state: ImageState
-    base: Base | None
-    base_path: Path | None
-    progress: Progress | None
-    pinned: bool
-    users: tuple[User, ...]
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusView:
-    """The agent at a glance. ``loops`` maps a loop's name to the time of its last run."""
-
-    version: str
-    started_at: datetime
-    uptime_seconds: float
-    ready: bool
-    stopping: bool
-    space: SpaceUsage
-    cache_allocated: int
-    reserved: int
-    high_watermark_bytes: int
-    low_watermark_bytes: int
-    min_free: int
-    counts: Mapping[str, int]
-    loops: Mapping[str, datetime | None]
-    glance_reachable: bool | None
-    glance_checked_at: datetime | None

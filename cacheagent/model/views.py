@@ -1,0 +1,111 @@
+"""Who uses a base, and what the API shows: values put together from several rooms."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cacheagent.model.values import Base, Disk, DiskKey, GlanceImage, ImageState, Progress
+
+
+class UserKind(enum.StrEnum):
+    """Who can hold a base.
+
+    ``OVERLAY`` is a file that names it, ``QEMU`` a lock on it, ``GUEST`` a QEMU that names it over
+    QMP, ``LINK`` a second hard link to its file, ``DOUBT`` what keeps anybody from being sure.
+    """
+
+    DISK = "disk"
+    LEASE = "lease"
+    PIN = "pin"
+    WAITER = "waiter"
+    OVERLAY = "overlay"
+    QEMU = "qemu"
+    GUEST = "guest"
+    LINK = "link"
+    DOUBT = "doubt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """One reason why a base is in use; ``path`` and ``detail`` where there is no disk of ours."""
+
+    kind: UserKind
+    key: DiskKey | None = None
+    path: Path | None = None
+    detail: str | None = None
+
+    def facts(self) -> dict[str, str]:
+        """Give what is known of it, by the names that the API uses."""
+        found = {"kind": self.kind.value}
+        if self.key is not None:
+            found |= {"instance_id": self.key.instance_id, "name": self.key.name}
+        if self.path is not None:
+            found["path"] = str(self.path)
+        if self.detail is not None:
+            found["detail"] = self.detail
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceUsage:
+    """A file system, in bytes: its size, and what an ordinary user may still write.
+
+    ``inodes`` and ``inodes_available`` are the same in files; 0 of 0 where there is no limit.
+    """
+
+    total: int
+    available: int
+    inodes: int = 0
+    inodes_available: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskView:
+    """A disk with what only the layout knows: its path, and its base with its path."""
+
+    disk: Disk
+    path: Path
+    base: Base | None
+    base_path: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageView:
+    """An image as an operator sees it: its state, its base, its users, and how far it has come.
+
+    ``progress`` is there while an ingest runs, ``error`` (a problem's detail) after one failed.
+    """
+
+    image: GlanceImage
+    state: ImageState
+    base: Base | None
+    base_path: Path | None
+    progress: Progress | None
+    pinned: bool
+    users: tuple[User, ...]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusView:
+    """The agent at a glance. ``loops`` maps a loop's name to the time of its last run."""
+
+    version: str
+    started_at: datetime
+    uptime_seconds: float
+    ready: bool
+    stopping: bool
+    space: SpaceUsage
+    cache_allocated: int
+    reserved: int
+    high_watermark_bytes: int
+    low_watermark_bytes: int
+    min_free: int
+    counts: Mapping[str, int]
+    loops: Mapping[str, datetime | None]
+    glance_reachable: bool | None
+    glance_checked_at: datetime | None
