@@ -76,10 +76,11 @@ async def _serve(
     agent = wiring.wire(await _open(stack, live, Background(group)))
     await _start(stack, config, agent)
     helpers.extend(group.create_task(each) for each in (_watch_over(notifier), live.follow()))
+    loops = [group.create_task(loop.run()) for loop in agent.loops]
     notifier.ready()
     await stop.wait()
     notifier.stopping()
-    await _stop(agent)
+    await _stop(agent, loops)
 
 
 def _signals(live: Live) -> asyncio.Event:
@@ -111,10 +112,13 @@ async def _start(stack: contextlib.AsyncExitStack, config: Config, agent: Agent)
     _log.info("ready", listening=listening, metrics=metrics)
 
 
-async def _stop(agent: Agent) -> None:
+async def _stop(agent: Agent, loops: list[asyncio.Task[None]]) -> None:
     """Take no new work, let go of downloads, and let what is being made end if it does soon."""
     _log.info("stopping")
     agent.status.stopping = True
+    _cancel(loops)
+    if loops:
+        await asyncio.wait(loops)
     await agent.bases.stop()
     await agent.creation.stop(listen.STOP_SECONDS)
     await agent.background.stop()

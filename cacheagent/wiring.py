@@ -9,7 +9,7 @@ import asyncio
 import grp
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -54,6 +54,14 @@ PROBE_SIZE = 1 << 20
 _log = structlog.get_logger(__name__)
 
 
+class Loop(Protocol):
+    """A background loop: it decides when, a service decides what."""
+
+    async def run(self) -> None:
+        """Go on for ever, until cancelled. What one round meets does not end the loop."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
     """A daemon's services, wired together over its backends."""
@@ -64,6 +72,7 @@ class Agent:
     creation: Creation
     background: Background
     reconciler: Reconciler
+    loops: tuple[Loop, ...]
     metrics: Metrics
 
 
@@ -85,6 +94,7 @@ def wire(parts: Parts) -> Agent:
         creation=creation,
         background=parts.background,
         reconciler=Reconciler(Reconcile(parts, bases=bases), parts.now, status.loops),
+        loops=(),
         metrics=parts.metrics,
     )
 
