@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import locks, qcow2
 from cacheagent.model import User, UserKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cacheagent.model import Base
@@ -23,6 +21,7 @@ class Use:
         self._catalog = parts.catalog
         self._store = parts.store
         self._instances_dir = parts.store.layout.instances_dir
+        self._scanner = qcow2.OverlayScanner(parts.store.layout.bases)
         self._scan_dirs = parts.config().storage.scan_dirs
 
     async def recorded(self, base: Base) -> tuple[User, ...]:
@@ -54,36 +53,17 @@ class Use:
         return (*recorded, *(user for user in found if user.path not in known))
 
     def _look(self, base: Path) -> tuple[User, ...]:
-        users = list(_overlay_users(self._instances_dir, base))
-        for folder in self._scan_dirs:
-            users += _overlay_users(folder, base)
-            if qcow2.is_empty(folder):
-                detail = "is empty, as a mount point is without its file system"
-                users.append(User(kind=UserKind.OVERLAY, path=folder, detail=detail))
+        overlays = self._scanner.scan(self._instances_dir, self._scan_dirs)
+        users = [
+            User(kind=UserKind.OVERLAY, path=path) for path in overlays.users.get(base.name, ())
+        ]
+        users += [
+            User(kind=UserKind.OVERLAY, path=doubt.path, detail=doubt.why)
+            for doubt in overlays.doubts
+        ]
         try:
             if locks.in_use(base):
                 users.append(User(kind=UserKind.QEMU, path=base))
         except OSError as error:
             users.append(User(kind=UserKind.QEMU, path=base, detail=f"cannot be told: {error}"))
         return tuple(users)
-
-
-def _overlay_users(folder: Path, base: Path) -> Iterator[User]:
-    """Give the overlays below ``folder`` that may name ``base``, and the doubts about others."""
-    overlays = qcow2.overlays_below(folder)
-    for path, backing_file in overlays.backing_files.items():
-        if _may_mean(backing_file, path, base):
-            yield User(kind=UserKind.OVERLAY, path=path)
-    for doubt in overlays.doubts:
-        yield User(kind=UserKind.OVERLAY, path=folder, detail=f"cannot be read: {doubt}")
-
-
-def _may_mean(backing: str, overlay: Path, base: Path) -> bool:
-    """Tell whether the name of a backing file may mean the base.
-
-    A name with a protocol (``json:``, ``file:``) is not taken apart: one that holds the base's
-    name, or an escape that may hide it, counts.
-    """
-    if ":" in backing.split("/", 1)[0]:
-        return base.name in backing or "\\" in backing
-    return os.path.realpath(overlay.parent / backing) == os.path.realpath(base)

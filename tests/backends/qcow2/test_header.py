@@ -9,9 +9,12 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cacheagent.backends.qcow2 import Qcow2Header, read_header
+from cacheagent.backends.qcow2 import Qcow2Header, is_empty, read_header
 from cacheagent.errors import NotQcow2Error
+from tests.fakes.qcow2 import write_header
 from tests.needs import require_programs
 
 if TYPE_CHECKING:
@@ -21,26 +24,6 @@ if TYPE_CHECKING:
 def _create(path: Path, *arguments: str) -> Path:
     require_programs("qemu-img")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *arguments, path, "1G"], check=True)
-    return path
-
-
-def _header(  # noqa: PLR0913 the fields of the header
-    path: Path,
-    *,
-    version: int = 3,
-    name: bytes = b"",
-    offset: int = 104,
-    length: int | None = None,
-    bits: int = 16,
-    features: int = 0,
-    size: int = 5 << 20,
-) -> Path:
-    """Write a file that has nothing but the header, and the name right behind it."""
-    length = len(name) if length is None else length
-    offset = offset if name or length else 0
-    head = struct.pack(">4sIQIIQ", b"QFI\xfb", version, offset, length, bits, size)
-    head = head.ljust(72, b"\0") + struct.pack(">Q", features)
-    path.write_bytes(head.ljust(104, b"\0") + name)
     return path
 
 
@@ -76,9 +59,9 @@ def test_an_external_data_file_is_told(tmp_path: Path) -> None:
 
 def test_a_name_is_what_qemu_would_read(tmp_path: Path) -> None:
     """A name ends at a NUL, and bytes that are no text survive."""
-    path = _header(tmp_path / "a", name=b"/bases/\xff\0hidden")
+    path = write_header(tmp_path / "a", name=b"/bases/\xff\0hidden")
     assert read_header(path).backing_file == os.fsdecode(b"/bases/\xff")
-    longest = _header(tmp_path / "b", name=b"x" * 1023)
+    longest = write_header(tmp_path / "b", name=b"x" * 1023)
     assert read_header(longest).backing_file == "x" * 1023
 
 
@@ -103,14 +86,17 @@ def test_garbage_is_no_qcow2(tmp_path: Path, content: bytes, problem: str) -> No
 def test_a_bent_header_is_refused(tmp_path: Path) -> None:
     """Numbers that QEMU would not take are an error, and nothing is read beyond their bounds."""
     bent = [
-        (_header(tmp_path / "a", version=1), "of version 1"),
-        (_header(tmp_path / "b", version=4), "of version 4"),
-        (_header(tmp_path / "c", bits=8), r"clusters of 2\^8"),
-        (_header(tmp_path / "d", bits=64), r"clusters of 2\^64"),
-        (_header(tmp_path / "e", name=b"x" * 1024), "outside of its qcow2 header"),
-        (_header(tmp_path / "f", name=b"x", offset=1 << 63), "outside of its qcow2 header"),
-        (_header(tmp_path / "g", name=b"x", bits=9, offset=512), "outside of its qcow2 header"),
-        (_header(tmp_path / "h", name=b"x", length=9), "ends within the name"),
+        (write_header(tmp_path / "a", version=1), "of version 1"),
+        (write_header(tmp_path / "b", version=4), "of version 4"),
+        (write_header(tmp_path / "c", bits=8), r"clusters of 2\^8"),
+        (write_header(tmp_path / "d", bits=64), r"clusters of 2\^64"),
+        (write_header(tmp_path / "e", name=b"x" * 1024), "outside of its qcow2 header"),
+        (write_header(tmp_path / "f", name=b"x", offset=1 << 63), "outside of its qcow2 header"),
+        (
+            write_header(tmp_path / "g", name=b"x", bits=9, offset=512),
+            "outside of its qcow2 header",
+        ),
+        (write_header(tmp_path / "h", name=b"x", length=9), "ends within the name"),
     ]
     for path, problem in bent:
         with pytest.raises(NotQcow2Error, match=problem):
@@ -130,7 +116,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 def test_links_are_followed_unless_told_otherwise(tmp_path: Path) -> None:
     """A link leads to the header of its target, or to an error where no link may be."""
     link = tmp_path / "link"
-    link.symlink_to(_header(tmp_path / "disk"))
+    link.symlink_to(write_header(tmp_path / "disk"))
     assert read_header(link).virtual_size == 5 << 20
     with pytest.raises(OSError, match="symbolic links"):
         read_header(link, follow_symlinks=False)
@@ -140,3 +126,29 @@ def test_a_file_that_cannot_be_read_is_another_error(tmp_path: Path) -> None:
     """That a file is gone says nothing of what it was."""
     with pytest.raises(FileNotFoundError):
         read_header(tmp_path / "gone")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    magic=st.sampled_from([b"QFI\xfb", b"QFI\xfb\0\0\0\3", b"QFI\xfb\0\0\0\2", b""]),
+    rest=st.binary(max_size=300),
+)
+def test_any_bytes_are_a_header_or_none(tmp_path: Path, magic: bytes, rest: bytes) -> None:
+    """Whatever stands in a file, the answer is a header within its bounds, or one error."""
+    path = tmp_path / "file"
+    path.write_bytes(magic + rest)
+    try:
+        header = read_header(path)
+    except NotQcow2Error:
+        return
+    assert header.version in {2, 3}
+    assert header.cluster_bits in range(9, 22)
+    assert "\0" not in (header.backing_file or "")
+
+
+def test_only_a_folder_with_nothing_in_it_is_empty(tmp_path: Path) -> None:
+    """A folder that cannot be read is not known to be empty."""
+    assert is_empty(tmp_path)
+    assert not is_empty(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    assert not is_empty(tmp_path)

@@ -10,18 +10,19 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacheagent.errors import NotQcow2Error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-_MAGIC = b"QFI\xfb"
+MAGIC = b"QFI\xfb"
+"""The first bytes of every qcow2 file."""
+
 _VERSION_2 = struct.Struct(">4sIQIIQ")
 """Magic, version, offset and length of the backing file's name, cluster bits, virtual size."""
 _HEADER_2_LENGTH = 72
@@ -59,54 +60,13 @@ def read_header(path: Path, *, follow_symlinks: bool = True) -> Qcow2Header:
     Raises: ``NotQcow2Error`` for anything but a regular file with a sound header;
     ``OSError`` where the file cannot be read, or is a symbolic link that is not to be followed.
     """
-    with _opened(path, follow_symlinks=follow_symlinks) as fd:
+    with opened(path, follow_symlinks=follow_symlinks) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise NotQcow2Error(f"{path} is not a regular file")
         try:
-            return _read(fd)
+            return parse(fd)
         except ValueError as error:
             raise NotQcow2Error(f"{path} {error}") from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlays:
-    """The overlays below a folder, with the names of their backing files, and what hid some."""
-
-    backing_files: Mapping[Path, str]
-    doubts: tuple[OSError, ...]
-
-
-def overlays_below(folder: Path) -> Overlays:
-    """Read the headers of all files below ``folder``. For threads: it reads the whole tree.
-
-    Links are followed, to folders as to files: QEMU follows them too. A file or a folder that
-    goes meanwhile is no doubt; ``folder`` itself may not be missing.
-    """
-    backing_files: dict[Path, str] = {}
-    doubts: list[OSError] = []
-    seen: set[tuple[int, int]] = set()
-    for where, folders, names in os.walk(folder, onerror=doubts.append, followlinks=True):
-        if not _first_visit(where, seen):
-            folders.clear()  # a link that leads in a circle
-            continue
-        for path in (Path(where, name) for name in names):
-            try:
-                backing_file = read_header(path).backing_file
-            except NotQcow2Error:
-                continue
-            except FileNotFoundError:
-                # A file that goes meanwhile is nobody's; a link that leads nowhere may lead to
-                # an overlay on a volume that is not mounted.
-                if os.path.lexists(path):
-                    doubts.append(OSError(f"{path} is a link that leads nowhere"))
-                continue
-            except OSError as error:
-                doubts.append(error)
-                continue
-            if backing_file is not None:
-                backing_files[path] = backing_file
-    real = (d for d in doubts if not isinstance(d, FileNotFoundError) or d.filename == str(folder))
-    return Overlays(backing_files=backing_files, doubts=tuple(real))
 
 
 def is_empty(folder: Path) -> bool:
@@ -118,20 +78,12 @@ def is_empty(folder: Path) -> bool:
         return False
 
 
-def _first_visit(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Note the folder by its device and inode, and tell whether it was not noted before."""
-    try:
-        found = Path(folder).stat()
-    except OSError:
-        return True  # gone, or not to be reached any more: its files will tell
-    identity = (found.st_dev, found.st_ino)
-    first = identity not in seen
-    seen.add(identity)
-    return first
-
-
 @contextmanager
-def _opened(path: Path, *, follow_symlinks: bool) -> Iterator[int]:
+def opened(path: str | Path, *, follow_symlinks: bool = True) -> Iterator[int]:
+    """Open a file to read it, and give its descriptor. Nobody waits for a named pipe.
+
+    Raises: ``NotQcow2Error`` for a socket or a device without a driver; ``OSError``.
+    """
     # O_NONBLOCK: to open a named pipe would wait for somebody to write into it.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
@@ -147,9 +99,13 @@ def _opened(path: Path, *, follow_symlinks: bool) -> Iterator[int]:
         os.close(fd)
 
 
-def _read(fd: int) -> Qcow2Header:
+def parse(fd: int) -> Qcow2Header:
+    """Read the header at the beginning of an open file.
+
+    Raises: ``ValueError``, with the end of a sentence, where there is no sound one; ``OSError``.
+    """
     head = os.pread(fd, _HEADER_2_LENGTH + _FEATURES.size, 0)
-    if not head.startswith(_MAGIC):
+    if not head.startswith(MAGIC):
         raise ValueError("is not qcow2")
     if len(head) < _HEADER_2_LENGTH:
         raise ValueError("ends within its qcow2 header")
