@@ -104,9 +104,17 @@ class Reconcile:
         for base_id in (*plan.drop_base_rows, *plan.finish_evictions):
             await self._catalog.remove_base(base_id)
         for key in plan.drop_disk_rows:
+            await self._clear_away(key)
             await self._catalog.remove_disk(key, now)
         for base_id in plan.revert_evictions:
             await self._catalog.set_base_state(base_id, BaseState.READY)
+
+    async def _clear_away(self, key: DiskKey) -> None:
+        """Remove the empty folder that a removal of the disk has left when it was cut off."""
+        try:
+            await self._store.abandon_disk(key)
+        except OSError as error:
+            _log.warning("a folder is left", instance_id=key.instance_id, why=str(error))
 
     async def _adopt(self, plan: DriftPlan) -> None:
         await self._catalog.adopt(

@@ -312,3 +312,23 @@ async def test_what_was_coming_comes(rig: Rig, glance: LyingGlance, image: Image
     await until(lambda: not rig.bases.coming())
     assert await rig.bases.ready(image) is not None
     assert rig.left_in_ingest() == []
+
+
+async def test_removal_that_was_cut_off_is_ended(rig: Rig, image: ImageId) -> None:
+    """A disk whose file went, and the daemon with it, leaves neither a row nor a folder."""
+    path = await make(rig, image)
+    await make(rig, image, disk_key(2))
+    path.unlink()
+    assert (await reconciled(rig)).drop_disk_rows == (KEY,)
+    assert not path.parent.exists()
+
+
+async def test_folder_that_cannot_be_removed_is_left(rig: Rig, image: ImageId) -> None:
+    """What somebody put at the place of an instance's folder stops no start."""
+    path = await make(rig, image)
+    await make(rig, image, disk_key(2))
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_bytes(b"a file")
+    assert (await reconciled(rig)).drop_disk_rows == (KEY,)
+    assert path.parent.read_bytes() == b"a file"
