@@ -103,6 +103,10 @@ class Layout:
         """Path of a base on its way out; one that lies there already may be replaced."""
         return _child(self.trash, f"{base_id}.{fmt}")
 
+    def trashed_manifest(self, base_id: BaseId, fmt: DiskFormat) -> Path:
+        """Path of the manifest of a base on its way out."""
+        return _child(self.trash, f"{base_id}.{fmt}{_MANIFEST_SUFFIX}")
+
     def part(self, image_id: ImageId) -> Path:
         """Path of the bytes of a download that has not ended."""
         return _child(self.ingest, f"{image_id}.part")

@@ -95,6 +95,39 @@ async def test_trashed_base_goes_with_its_templates(store: Store) -> None:
     assert list(layout.trash.iterdir()) == []
 
 
+@pytest.mark.parametrize("moved", ["both", "base"])
+async def test_base_comes_back_from_the_trash(store: Store, moved: str) -> None:
+    """A base that turns out to be used is put back as it was, wherever its going had come to."""
+    layout, base = store.layout, values.base(1)
+    file, record = (
+        layout.base(base.base_id, base.format),
+        layout.manifest(base.base_id, base.format),
+    )
+    file.write_bytes(b"base")
+    record.write_bytes(manifest.dump(Manifest(base=base, images=())))
+    await store.trash_base(base.base_id, base.format)
+    assert list(layout.bases.iterdir()) == []
+    if moved == "base":
+        layout.trashed_manifest(base.base_id, base.format).rename(record)
+    assert await store.read_manifest(base.base_id, base.format) is not None
+    await store.restore_base(base.base_id, base.format)
+    assert sorted(layout.bases.iterdir()) == [file, record]
+    assert file.read_bytes() == b"base"
+    assert list(layout.trash.iterdir()) == []
+
+
+async def test_base_never_comes_back_over_another(store: Store) -> None:
+    """A base that was fetched anew meanwhile stays, and the one in the trash can go."""
+    layout, base = store.layout, values.base(1)
+    layout.base(base.base_id, base.format).write_bytes(b"old")
+    await store.trash_base(base.base_id, base.format)
+    layout.base(base.base_id, base.format).write_bytes(b"new")
+    await store.restore_base(base.base_id, base.format)
+    assert layout.base(base.base_id, base.format).read_bytes() == b"new"
+    await store.drop_trashed(base.base_id, base.format)
+    assert list(layout.trash.iterdir()) == []
+
+
 async def test_trash_holds_back_what_is_not_ours(store: Store) -> None:
     """Whatever somebody put into the trash that is no base of ours stays there."""
     layout, base = store.layout, values.base(1)

@@ -15,12 +15,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from cacheagent.backends.store import files, manifest
+from cacheagent.backends.store import files
+from cacheagent.backends.store.bases import BaseFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
-from cacheagent.policy.layout import parse_base_name, parse_template_name, unfinished
+from cacheagent.policy.layout import unfinished
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BASE_MODE = 0o440
 FOLDER_MODE = 0o750
 THREADS = 4
 """Clones at once: each is mostly waiting for the device."""
@@ -52,6 +52,7 @@ class Store:
     def __init__(self, layout: Layout, *, group: int | None, disk_mode: int) -> None:
         self.layout = layout
         self._group = -1 if group is None else group
+        self._base_files = BaseFiles(layout, self._group)
         self._disk_mode = disk_mode
         self._threads = ThreadPoolExecutor(THREADS, "store")
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, "store-long")
@@ -158,7 +159,7 @@ class Store:
 
     async def read_manifest(self, base_id: BaseId, disk_format: DiskFormat) -> Manifest | None:
         """Read the manifest of a base; None where there is none that is any use."""
-        return await self.run(_read_manifest, self.layout.manifest(base_id, disk_format))
+        return await self.run(self._base_files.read_manifest, base_id, disk_format)
 
     # --- ingests ---------------------------------------------------------------------------
 
@@ -206,56 +207,40 @@ class Store:
             InsufficientSpaceError: there is no room even for the manifest.
 
         """
-        return await self.run(self._publish, source, record)
-
-    def _publish(self, source: Path, record: Manifest) -> Manifest:
-        base = record.base
-        with files.open_fd(source, os.O_RDONLY) as fd:
-            os.fchown(fd, -1, self._group)
-            os.fchmod(fd, BASE_MODE)
-            os.fsync(fd)
-        record = manifest.measured(record, files.allocated(source))
-        self._write_manifest(record)
-        files.move(source, self.layout.base(base.base_id, base.format))
-        return record
+        return await self.run(self._base_files.publish, source, record)
 
     async def write_manifest(self, record: Manifest) -> None:
         """Replace the manifest of a base that is there."""
-        await self.run(self._write_manifest, record)
-
-    def _write_manifest(self, record: Manifest) -> None:
-        target = self.layout.manifest(record.base.base_id, record.base.format)
-        making = unfinished(target)
-        making.unlink(missing_ok=True)
-        with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, BASE_MODE) as fd:
-            files.write_all(fd, manifest.dump(record))
-            os.fchown(fd, -1, self._group)
-            os.fsync(fd)
-        files.move(making, target)
+        await self.run(self._base_files.write_manifest, record)
 
     async def base_exists(self, base_id: BaseId, disk_format: DiskFormat) -> bool:
         """Tell whether the file of the base lies where it should."""
         return await self.run(files.is_regular, self.layout.base(base_id, disk_format))
 
     async def trash_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
-        """Take the base out of ``bases/`` in one step, and with it its manifest and templates."""
-        await self.run(self._trash_base, base_id, disk_format)
+        """Take base and manifest out of ``bases/`` into the trash; the templates go.
 
-    def _trash_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
-        layout = self.layout
-        base = layout.base(base_id, disk_format)
-        with contextlib.suppress(FileNotFoundError):
-            files.move(base, layout.trashed(base_id, disk_format))
-        layout.manifest(base_id, disk_format).unlink(missing_ok=True)
-        for template in layout.templates.iterdir():
-            name = parse_template_name(template.name)
-            if name is not None and name.base_id == base_id:
-                template.unlink(missing_ok=True)
-        files.sync_folder(layout.bases)
+        The base goes first: whatever is in ``bases/`` has its manifest beside it at any moment.
+        A crash in between leaves the manifest there, and the next start (``service.reconcile``)
+        either puts the base back beside it or removes both.
+        """
+        await self.run(self._base_files.trash, base_id, disk_format)
+
+    async def restore_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Put a base back that lies in the trash, with its manifest; what has its name stays.
+
+        The manifest goes first, as when the base was published. A crash in between leaves what
+        one in ``trash_base`` leaves, and the next start mends it as that.
+        """
+        await self.run(self._base_files.restore, base_id, disk_format)
+
+    async def drop_trashed(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Remove a base from the trash, and then its manifest: without it nobody wants that."""
+        await self.run(self._base_files.drop_trashed, base_id, disk_format)
 
     async def empty_trash(self) -> None:
         """Remove the bases that were thrown away; whatever else lies there is not ours."""
-        await self.run(_empty_trash, self.layout.trash)
+        await self.run(self._base_files.empty_trash)
 
     # --- disks -----------------------------------------------------------------------------
 
@@ -375,11 +360,6 @@ def _remove_all(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _empty_trash(folder: Path) -> None:
-    ours = (path for path in folder.iterdir() if parse_base_name(path.name))
-    _remove_all([path for path in ours if files.is_regular(path)])
-
-
 def _is_empty(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return next(entries, None) is None
@@ -396,11 +376,3 @@ def _allocated_in(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += files.allocated(path)
     return total
-
-
-def _read_manifest(path: Path) -> Manifest | None:
-    try:
-        with files.open_fd(path, os.O_RDONLY) as fd:
-            return manifest.load(os.read(fd, os.fstat(fd).st_size))
-    except OSError:
-        return None
