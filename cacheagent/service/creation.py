@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,6 +13,7 @@ from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownEr
 from cacheagent.model import CacheResult, Disk, DiskState
 from cacheagent.policy.sizing import disk_size, whole_sectors
 from cacheagent.service.bases import PERSONAL, PersonalError
+from cacheagent.service.events import EventKind
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from cacheagent.model import Caller, DiskKey, DiskSpec
+    from cacheagent.model import Base, Caller, DiskKey, DiskSpec
     from cacheagent.service.bases import Bases, Ensured
     from cacheagent.service.making import Making
     from cacheagent.service.parts import Parts
+
+DELETED_OUTSIDE = "deleted outside"
+"""Why a disk went that nobody asked the agent to remove."""
 
 _log = structlog.get_logger(__name__)
 
@@ -36,8 +41,11 @@ class Creation:
         self._now = parts.now
         self._store = parts.store
         self._background = parts.background
+        self._room = parts.room
+        self._disk_room = parts.disk_room
         self._seconds = parts.metrics.disk_create_seconds
         self._saved = parts.metrics.bytes_saved_total
+        self._events = parts.events
         self._bases = bases
         self._making = making
         self._locks: KeyLock[DiskKey] = KeyLock()
@@ -113,7 +121,24 @@ class Creation:
             else:
                 # What has its name was not made by us.
                 await self._store.abandon_disk(key)
-            await self._catalog.remove_disk(key, self._now())
+            await self._drop(disk, "request")
+
+    async def notice(self, key: DiskKey, *, seen: bool = False) -> bool:
+        """Drop a disk whose file somebody took away, and tell whether that was so.
+
+        One that is being made is waited for. ``seen`` says that the file was watched going.
+        Without that an empty folder of the instances is a doubt, as is whatever cannot be looked
+        at, and a doubt keeps the disk.
+        """
+        async with self._locks.hold(key):
+            disk = await self._catalog.disk(key)
+            if disk is None or disk.state is not DiskState.READY:
+                return False
+            if not await self._is_lost(disk, seen=seen):
+                return False
+            _log.warning("a disk has gone from its folder", path=str(self._path(disk)))
+            await uninterrupted(self._drop(disk, DELETED_OUTSIDE))
+            return True
 
     async def stop(self, patience: float) -> None:
         """Begin no other disk; give those that are being made so many seconds, and then up."""
@@ -151,13 +176,15 @@ class Creation:
         disk = await self._catalog.disk(key)
         if disk is not None and disk.state is DiskState.READY:
             return
+        known = isinstance(error, CacheAgentError)
+        why = str(error) if known else "internal error; see the agent's log"
         if (key, spec) not in self._begun:
             await self._catalog.remove_disk(key, self._now())
         elif isinstance(error, Exception):
-            known = isinstance(error, CacheAgentError)
-            why = str(error) if known else "internal error; see the agent's log"
             await self._catalog.begin_disk(pending(key, spec, self._now()))
             await self._catalog.fail_disk(key, why)
+        if isinstance(error, Exception):
+            self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
     async def _existing(self, key: DiskKey, spec: DiskSpec) -> Disk | None:
         """Give what has the name, if that is what ``spec`` asks for; the lock of the key is held.
@@ -172,14 +199,14 @@ class Creation:
         if disk is None:
             return None
         if disk.state is DiskState.READY and not await self._is_there(disk):
-            await self._catalog.remove_disk(key, self._now())
+            await self._drop(disk, DELETED_OUTSIDE)
             return None
         if disk.state is DiskState.READY and not await self._is(disk, spec):
             raise _conflict(disk)
         return disk
 
     async def _is_there(self, disk: Disk) -> bool:
-        path = self._store.layout.disk(disk.key, disk.format)
+        path = self._path(disk)
         if await self._store.exists(path):
             return True
         if await self._store.has_no_instances():
@@ -187,6 +214,32 @@ class Creation:
             raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", _facts(disk))
         _log.warning("a disk has gone from its folder", path=str(path))
         return False
+
+    async def _is_lost(self, disk: Disk, *, seen: bool) -> bool:
+        path = self._path(disk)
+        try:
+            if await self._store.exists(path):
+                return False
+            if seen or not await self._store.has_no_instances():
+                return True
+            why = f"{path.parent.parent} is empty; is it mounted?"
+        except OSError as error:
+            why = str(error)
+        _log.warning("nobody can tell whether a disk is there", path=str(path), why=why)
+        return False
+
+    async def _drop(self, disk: Disk, reason: str) -> None:
+        """Drop the row; a base that the disk needed was in use until now."""
+        await self._catalog.remove_disk(disk.key, self._now())
+        path = str(self._path(disk))
+        self._tell(EventKind.DISK_GONE, disk.key, image_id=disk.image_id, path=path, reason=reason)
+
+    def _path(self, disk: Disk) -> Path:
+        return self._store.layout.disk(disk.key, disk.format)
+
+    def _tell(self, kind: EventKind, key: DiskKey, **facts: str | None) -> None:
+        known = {name: fact for name, fact in facts.items() if fact is not None}
+        self._events.emit(kind, instance_id=key.instance_id, name=key.name, **known)
 
     async def _is(self, disk: Disk, spec: DiskSpec) -> bool:
         """Tell whether ``spec`` means this disk; one that was adopted is judged by what it is."""
@@ -204,12 +257,15 @@ class Creation:
         ensured, disk = await self._intend(key, spec, caller)
         base = None if ensured is None else ensured.base
         with self._seconds.labels(mode=spec.mode).time():
-            template = await self._making.prepare(key, spec, disk.virtual_size, base)
-            # From here on it takes milliseconds: who goes away now finds the disk made.
-            made = await uninterrupted(self._complete(disk, template))
+            made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
         return made
+
+    async def _make(self, disk: Disk, spec: DiskSpec, base: Base | None) -> Disk:
+        template = await self._making.prepare(disk.key, spec, disk.virtual_size, base)
+        # From here on it takes milliseconds: who goes away now finds the disk made.
+        return await uninterrupted(self._complete(disk, template))
 
     async def _intend(
         self, key: DiskKey, spec: DiskSpec, caller: Caller
@@ -220,7 +276,9 @@ class Creation:
             lease_id = None if ensured is None else ensured.lease_id
             try:
                 disk = _intended(pending(key, spec, self._now()), spec, ensured)
-                intent = await self._catalog.begin_disk(disk, lease_id)
+                intent = await self._room.retrying(
+                    partial(self._catalog.begin_disk, disk, lease_id)
+                )
             except BaseException:
                 if ensured is not None:
                     await uninterrupted(self._bases.release(ensured))
@@ -235,14 +293,19 @@ class Creation:
         try:
             await self._making.finish(key, disk.format, template)
         except FileExistsError as error:
-            path = str(self._store.layout.disk(key, disk.format))
+            path = str(self._path(disk))
             raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
         now = self._now()
         try:
-            return await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
+            made = await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
         except BaseException:
             await self._store.remove_disk(key, disk.format)
             raise
+        path = str(self._path(made))
+        self._tell(
+            EventKind.DISK_CREATED, key, image_id=made.image_id, base_id=made.base_id, path=path
+        )
+        return made
 
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
         if spec.image_id is None:
