@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
+import structlog
+
 from cacheagent import log
-from cacheagent.errors import ProblemError
+from cacheagent.errors import ProblemError, RetryLaterError, UnauthenticatedError
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cacheagent.model import Caller, ImageId
     from cacheagent.service.parts import Parts
 
 MEMORY = 10_000
 """Answers that are kept at most; the oldest goes first."""
+
+CHECKS = 8
+"""Questions to Glance that one list of images asks at the same time."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Access:
@@ -52,6 +62,47 @@ class Access:
         while len(self._allowed) >= MEMORY:
             del self._allowed[next(iter(self._allowed))]
         self._allowed[key] = self._clock() + self._config().glance.access_ttl
+
+    async def may(self, image_id: ImageId, caller: Caller) -> bool:
+        """Tell whether the caller may have the image.
+
+        Raises:
+            UnauthenticatedError: nobody knows the caller's token.
+            GlanceUnavailableError: Glance cannot tell.
+
+        """
+        try:
+            await self.check(image_id, caller)
+        except (UnauthenticatedError, RetryLaterError):
+            raise
+        except ProblemError as error:
+            if error.status >= ProblemError.status:
+                _log.warning("left out of a list", image_id=image_id, why=str(error))
+            return False
+        return True
+
+    async def allowed(self, image_ids: Collection[ImageId], caller: Caller) -> frozenset[ImageId]:
+        """Give those of the images that the caller may have.
+
+        Raises:
+            UnauthenticatedError: nobody knows the caller's token.
+            GlanceUnavailableError: Glance cannot tell what the caller may have.
+
+        """
+        slots = asyncio.Semaphore(CHECKS)
+
+        async def one(image_id: ImageId) -> bool:
+            async with slots:
+                return await self.may(image_id, caller)
+
+        checks = [asyncio.ensure_future(one(each)) for each in image_ids]
+        try:
+            answers = await asyncio.gather(*checks)
+        finally:
+            # One answer that ends it all makes the others useless.
+            for check in checks:
+                check.cancel()
+        return frozenset(each for each, may in zip(image_ids, answers, strict=True) if may)
 
     async def _ask(self, image_id: ImageId, caller: Caller) -> None:
         with log.under_request(caller.request_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from cacheagent.sync.broadcast import Broadcast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
 KEPT = 1000
 """Events that are kept for those who come back and ask for what they missed."""
@@ -62,7 +63,7 @@ class Events:
         event_id = f"{self._run}-{self._told.told + 1}"
         self._told.tell(Event(event_id=event_id, kind=kind, at=self._now(), facts=facts))
 
-    async def follow(self, after: str | None = None) -> AsyncIterator[Event]:
+    async def follow(self, after: str | None = None) -> AsyncGenerator[Event, None]:
         """Give what happens from now on, or behind the event ``after``, until ``close``.
 
         Where some of what was asked for is gone, ``MISSED`` comes in its place: it was long ago,
@@ -71,11 +72,12 @@ class Events:
         last, known = self._place(after)
         if not known:
             yield self._missed(last)
-        async for number, event in self._told.follow(last):
-            if number != last + 1:
-                yield self._missed(number - 1)
-            last = number
-            yield event
+        async with aclosing(self._told.follow(last)) as told:
+            async for number, event in told:
+                if number != last + 1:
+                    yield self._missed(number - 1)
+                last = number
+                yield event
 
     def close(self) -> None:
         """End every ``follow``."""

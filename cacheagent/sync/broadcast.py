@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Broadcast(Generic[T]):
         self._closed = True
         self._wake()
 
-    async def follow(self, after: int) -> AsyncIterator[tuple[int, T]]:
+    async def follow(self, after: int) -> AsyncGenerator[tuple[int, T], None]:
         """Give what was told after number ``after``, with its number, and go on until ``close``.
 
         A number that is not the last one's successor tells that something was missed.
