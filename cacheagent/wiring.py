@@ -20,6 +20,7 @@ from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoI
 from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
 from cacheagent.backends.store import Store
 from cacheagent.errors import ConfigError, QemuImgError
+from cacheagent.loops.pruner import Pruner
 from cacheagent.loops.reconciler import Reconciler
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
 from cacheagent.model import DiskFormat
@@ -30,6 +31,7 @@ from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
+from cacheagent.service.eviction import Evictions
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
@@ -80,13 +82,15 @@ def wire(parts: Parts) -> Agent:
     """Make the services over their parts; nothing runs yet."""
     access = Access(parts)
     bases = Bases(parts, ingest=Ingest(parts), access=access)
-    use = Use(parts)
+    use = Use(parts, waiters=bases.waiters)
+    evictions = Evictions(parts, bases=bases, use=use)
     creation = Creation(parts, bases=bases, making=Making(parts))
     status = Status(parts, bases=bases)
+    pruner = Pruner(evictions, parts.config, parts.now, status.loops)
     return Agent(
         services=Services(
             disks=Disks(parts, access=access, creation=creation),
-            images=Images(parts, bases=bases, use=use, access=access),
+            images=Images(parts, bases=bases, use=use, access=access, evictions=evictions),
             status=status,
         ),
         status=status,
@@ -94,7 +98,7 @@ def wire(parts: Parts) -> Agent:
         creation=creation,
         background=parts.background,
         reconciler=Reconciler(Reconcile(parts, bases=bases), parts.now, status.loops),
-        loops=(),
+        loops=(pruner,),
         metrics=parts.metrics,
     )
 

@@ -67,6 +67,11 @@ class Layout:
         return self.state_dir / "catalog.db"
 
     @property
+    def spare(self) -> Path:
+        """The file whose bytes are given up when a file system is full."""
+        return self.state_dir / "spare"
+
+    @property
     def bases(self) -> Path:
         """The folder of the bases and their manifests."""
         return self.state_dir / "bases"
@@ -106,6 +111,14 @@ class Layout:
     def trashed_manifest(self, base_id: BaseId, fmt: DiskFormat) -> Path:
         """Path of the manifest of a base on its way out."""
         return _child(self.trash, f"{base_id}.{fmt}{_MANIFEST_SUFFIX}")
+
+    def quarantined(self, base_id: BaseId, fmt: DiskFormat) -> Path:
+        """Path of a base that failed verification; an older one there may be replaced."""
+        return _child(self.quarantine, f"{base_id}.{fmt}")
+
+    def quarantined_manifest(self, base_id: BaseId, fmt: DiskFormat) -> Path:
+        """Path of the manifest of a base that failed verification."""
+        return _child(self.quarantine, f"{base_id}.{fmt}{_MANIFEST_SUFFIX}")
 
     def part(self, image_id: ImageId) -> Path:
         """Path of the bytes of a download that has not ended."""

@@ -91,12 +91,13 @@ class Bases:
         self._now = parts.now
         self._store = parts.store
         self._glance = parts.glance
+        self._room = parts.room
         self._metrics = parts.metrics
         self._rules = parts.rules
         self._clock = parts.clock
         self._ingest = ingest
         self._access = access
-        self._flights: SingleFlight[ImageId, Ensured] = SingleFlight()
+        self._flights: SingleFlight[ImageId, Ensured | None] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
         self._failures: dict[ImageId, Failure] = {}
         self._waiting: Counter[ImageId] = Counter()
@@ -150,7 +151,8 @@ class Bases:
                 if refused.token == caller.token:
                     raise refused.error from None
                 continue
-            result = CacheResult.JOINED if joined else brought.result
+            if brought is not None:
+                result = CacheResult.JOINED if joined else brought.result
         return replace(found, result=result)
 
     async def _lease(self, image_id: ImageId, holder: str) -> Ensured | None:
@@ -158,8 +160,10 @@ class Bases:
         lease_id = uuid.uuid4().hex
         until = self._now() + timedelta(seconds=LEASE_SECONDS)
         try:
-            found = await self._catalog.lease_image(
-                image_id, lease_id, holder=holder, expires_at=until
+            found = await self._room.retrying(
+                lambda: self._catalog.lease_image(
+                    image_id, lease_id, holder=holder, expires_at=until
+                )
             )
             if found is None:
                 return None
@@ -207,8 +211,17 @@ class Bases:
         """Give the images whose last ingest failed, if nothing better came since."""
         return self._failures
 
-    def forget_failure(self, image_id: ImageId) -> None:
-        """Forget that the last ingest of the image failed, if it did."""
+    async def forget(self, image_id: ImageId) -> None:
+        """Forget an image that has no base: its intent, its failure, and what came of it.
+
+        It is a run like an ingest of the image, so that none begins meanwhile. The caller has
+        seen, without waiting since, that none is under way.
+        """
+        await self._flights.run(image_id, lambda: self._forget(image_id))
+
+    async def _forget(self, image_id: ImageId) -> None:
+        await self._store.discard_ingest(image_id)
+        await self._catalog.forget_image(image_id)
         self._failures.pop(image_id, None)
 
     async def announce(self, image_id: ImageId, caller: Caller) -> None:
@@ -278,17 +291,8 @@ class Bases:
     async def _fetch(self, image_id: ImageId, caller: Caller, meter: Meter) -> Ensured:
         image = await self._describe(image_id, caller)
         try:
-            if image.digest is None:
-                async with (
-                    self._ingest.make(image, caller, meter) as made,
-                    self.locks.hold(made.manifest.base.base_id),
-                ):
-                    return await uninterrupted(self._publish(image, made))
-            async with self.locks.hold(image.digest.base_id):
-                if (base := await self._here(image.digest.base_id)) is not None:
-                    return await self._link(image, base)
-                async with self._ingest.make(image, caller, meter) as made:
-                    return await uninterrupted(self._publish(image, made))
+            # A disk that fills up costs one eviction; what has arrived is gone on from.
+            return await self._room.retrying(lambda: self._bring_in(image, caller, meter))
         except ProblemError as error:
             if not isinstance(error, PERSONAL):
                 self._remember(image, str(error))
@@ -300,17 +304,32 @@ class Bases:
             self._remember(image, "stopped: nobody waited for it any more")
             raise
 
+    async def _bring_in(self, image: GlanceImage, caller: Caller, meter: Meter) -> Ensured:
+        if image.digest is None:
+            async with (
+                self._ingest.make(image, caller, meter) as made,
+                self.locks.hold(made.manifest.base.base_id),
+            ):
+                return await uninterrupted(self._publish(image, made))
+        async with self.locks.hold(image.digest.base_id):
+            if (base := await self._here(image.digest.base_id)) is not None:
+                return await self._link(image, base)
+            async with self._ingest.make(image, caller, meter) as made:
+                return await uninterrupted(self._publish(image, made))
+
     async def _describe(self, image_id: ImageId, caller: Caller) -> GlanceImage:
         """Ask Glance what the image is, and write down the intent to have it."""
         image = await self._glance.show(image_id, caller)
         admission.admit_description(image, self._rules())
-        await self._catalog.intend_image(image, self._now())
+        await self._room.retrying(lambda: self._catalog.intend_image(image, self._now()))
         return image
 
     async def _link(self, image: GlanceImage, base: Base) -> Ensured:
         """Let the image stand for a base of equal content, if that is what it says it is."""
         admission.admit_alias(image, base.source_format, base.virtual_size, self._rules())
-        linked = await self._catalog.link_image(image, base.base_id, self._now())
+        linked = await self._room.retrying(
+            lambda: self._catalog.link_image(image, base.base_id, self._now())
+        )
         if not linked:
             raise CatalogError(f"base {base.base_id} went while its lock was held")
         images = await self._catalog.images_of(base.base_id)
@@ -325,10 +344,20 @@ class Bases:
         if (base := await self._here(base_id)) is not None:
             return await self._link(image, base)
         manifest = await self._store.publish(made.path, made.manifest)
-        await self._catalog.publish(manifest.base, manifest.images, manifest.base.fetched_at)
+        try:
+            await self._room.retrying(lambda: self._record(manifest))
+        except BaseException:
+            # A file that no row tells of would be nobody's.
+            await self._store.trash_base(base_id, manifest.base.format)
+            await self._store.drop_trashed(base_id, manifest.base.format)
+            raise
         await self._store.discard_ingest(image.image_id)
         _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
         return Ensured(manifest.base, image, CacheResult.MISS)
+
+    async def _record(self, manifest: Manifest) -> None:
+        base = manifest.base
+        await self._catalog.publish(base, manifest.images, base.fetched_at)
 
     def _remember(self, image: GlanceImage, why: str) -> None:
         """Keep the failure for those who ask later."""

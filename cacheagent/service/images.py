@@ -23,14 +23,16 @@ from cacheagent.model import (
     User,
     UserKind,
 )
+from cacheagent.policy.eviction import Reason
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cacheagent.model import Base, BaseId, Caller, ImageId
+    from cacheagent.model import Base, Caller, ImageId
     from cacheagent.service.access import Access
     from cacheagent.service.bases import Bases, Failure
+    from cacheagent.service.eviction import Evictions
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
 
@@ -43,12 +45,14 @@ _log = structlog.get_logger(__name__)
 class Images:
     """What is cached or coming; satisfies ``api.services.ImageService``."""
 
-    def __init__(self, parts: Parts, *, bases: Bases, use: Use, access: Access) -> None:
+    def __init__(
+        self, parts: Parts, *, bases: Bases, use: Use, access: Access, evictions: Evictions
+    ) -> None:
         self._catalog = parts.catalog
         self._now = parts.now
         self._store = parts.store
         self._background = parts.background
-        self._evictions = parts.metrics.evictions_total
+        self._evictions = evictions
         self._bases = bases
         self._use = use
         self._access = access
@@ -170,27 +174,11 @@ class Images:
         if image_id in self._bases.coming():
             raise _in_use(image_id, (User(kind=UserKind.WAITER),))
         if cached.base_id is None:
-            await self._store.discard_ingest(image_id)
-            await self._catalog.forget_image(image_id)
-            self._bases.forget_failure(image_id)
+            await self._bases.forget(image_id)
             return
-        async with self._bases.locks.hold(cached.base_id):
-            await uninterrupted(self._evict(image_id, cached.base_id))
-
-    async def _evict(self, image_id: ImageId, base_id: BaseId) -> None:
-        """Prove the base unused, then let it go in steps that a restart can finish."""
-        base = await self._catalog.base(base_id)
-        if base is None:
-            return
-        if users := await self._use.proved(base):
+        base = await self._catalog.base(cached.base_id)
+        if base is not None and (users := await self._evictions.evict(base, Reason.OPERATOR)):
             raise _in_use(image_id, users)
-        if holders := await self._catalog.begin_eviction(base_id, self._now()):
-            raise _in_use(image_id, holders)
-        await self._store.trash_base(base_id, base.format)
-        await self._catalog.remove_base(base_id)
-        await self._store.empty_trash()
-        self._evictions.labels(reason="operator").inc()
-        _log.info("evicted", image_id=image_id, base_id=base_id, bytes=base.allocated)
 
     async def _known(self, image_id: ImageId) -> CachedImage:
         cached = await self._catalog.image(image_id)

@@ -102,8 +102,8 @@ class Making:
         source = self._store.layout.base(base.base_id, base.format)
         making = await self._store.begin_disk(key, disk_format)
         # What a compressed base takes says little of its copy.
-        raw = base.format is DiskFormat.RAW
-        async with self._disk_room.conversion(base.allocated if raw else base.virtual_size):
+        needed = base.allocated if base.format is DiskFormat.RAW else base.virtual_size
+        async with self._disk_room.conversion(needed, cached=False):
             if disk_format is DiskFormat.RAW and base.format is DiskFormat.RAW:
                 await self._store.copy_base(source, making, size)
             else:
@@ -126,7 +126,8 @@ class Making:
             await mkfs.make_filesystem(raw, filesystem, label)
         if disk_format is DiskFormat.QCOW2:
             making = await self._store.begin_disk(key, DiskFormat.QCOW2)
-            async with self._disk_room.conversion(await self._store.allocated(raw)):
+            written = await self._store.allocated(raw)
+            async with self._disk_room.conversion(written, cached=False):
                 await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size)
             await self._store.remove([raw])
 

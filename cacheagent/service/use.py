@@ -2,68 +2,149 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import locks, qcow2
+from cacheagent.backends.qmp import Guests
 from cacheagent.model import User, UserKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from cacheagent.model import Base
+    from cacheagent.backends.qcow2 import Overlays
+    from cacheagent.backends.qmp import GuestFiles
+    from cacheagent.model import Base, BaseId, ImageId
     from cacheagent.service.parts import Parts
+
+OUTSIDE = frozenset({UserKind.OVERLAY, UserKind.QEMU, UserKind.GUEST, UserKind.LINK})
+"""Users that the catalog does not know: what they use has its last use when they were seen."""
 
 
 class Use:
-    """Proves use; whatever cannot be read counts as a user, so that a doubt keeps the base."""
+    """Proves use; whatever cannot be read counts as a user, so that a doubt keeps the base.
 
-    def __init__(self, parts: Parts) -> None:
+    ``waiters`` tells how many requests wait for an image.
+    """
+
+    def __init__(self, parts: Parts, *, waiters: Callable[[ImageId], int]) -> None:
         self._catalog = parts.catalog
         self._store = parts.store
-        self._instances_dir = parts.store.layout.instances_dir
+        self._layout = parts.store.layout
+        self._now = parts.now
+        self._guests = parts.metrics.qmp_guests
+        self._qmp = Guests()
+        config = parts.config()
+        self._scan_dirs = config.storage.scan_dirs
+        self._qmp_sockets = config.qemu.qmp_sockets
+        self._waiters = waiters
         self._scanner = qcow2.OverlayScanner(parts.store.layout.bases)
-        self._scan_dirs = parts.config().storage.scan_dirs
 
     async def recorded(self, base: Base) -> tuple[User, ...]:
-        """Give the users that the catalog knows: disks and pins."""
-        disks = await self._catalog.disks_of_base(base.base_id)
-        pins = await self._catalog.pins()
-        images = await self._catalog.images_of(base.base_id)
-        return (
-            *(User(kind=UserKind.DISK, key=disk.key) for disk in disks),
-            *(
-                User(kind=UserKind.PIN, detail=cached.image.image_id)
-                for cached in images
-                if cached.image.image_id in pins
-            ),
-        )
+        """Give the users that the catalog knows: disks, pins and leases."""
+        return await self._catalog.users_of(base.base_id, self._now())
 
     async def proved(self, base: Base) -> tuple[User, ...]:
-        """Give every user there is: the catalog's, overlays on disk, a QEMU with it open."""
-        recorded = await self.recorded(base)
-        found = await self._store.run_long(
-            self._look, self._store.layout.base(base.base_id, base.format)
-        )
-        known = {
-            self._store.layout.disk(user.key, disk_format)
-            for user in recorded
-            if user.key
-            for disk_format in type(base.format)
-        }
-        return (*recorded, *(user for user in found if user.path not in known))
+        """Give every user of the base, of all sources."""
+        return (await self.users([base]))[base.base_id]
 
-    def _look(self, base: Path) -> tuple[User, ...]:
-        overlays = self._scanner.scan(self._instances_dir, self._scan_dirs)
-        users = [
-            User(kind=UserKind.OVERLAY, path=path) for path in overlays.users.get(base.name, ())
-        ]
-        users += [
-            User(kind=UserKind.OVERLAY, path=doubt.path, detail=doubt.why)
-            for doubt in overlays.doubts
-        ]
-        try:
-            if locks.in_use(base):
-                users.append(User(kind=UserKind.QEMU, path=base))
-        except OSError as error:
-            users.append(User(kind=UserKind.QEMU, path=base, detail=f"cannot be told: {error}"))
-        return tuple(users)
+    async def users(self, bases: Sequence[Base]) -> Mapping[BaseId, tuple[User, ...]]:
+        """Give every user of each of the bases, of all sources, each of them asked once."""
+        held = await self._catalog.users(self._now())
+        waiting = await self._waiting()
+        outside = await self.outside({base.base_id: self.path(base) for base in bases})
+        return {
+            base.base_id: (
+                *(known := held.get(base.base_id, ())),
+                *(User(kind=UserKind.WAITER, detail=each) for each in waiting[base.base_id]),
+                *self._strangers(known, outside[base.base_id]),
+            )
+            for base in bases
+        }
+
+    async def outside(self, files: Mapping[BaseId, Path]) -> Mapping[BaseId, tuple[User, ...]]:
+        """Give the users that the catalog does not know: overlays, QEMUs, guests, hard links.
+
+        ``files`` tells where the file of each base lies now. An overlay of a disk of ours is
+        among them.
+        """
+        guests = await self._qmp.files(self._qmp_sockets)
+        self._guests.labels(state="reachable").set(len(guests.names))
+        self._guests.labels(state="unreachable").set(len(guests.unreachable))
+        return await self._store.run_long(self._look, files, guests)
+
+    def path(self, base: Base) -> Path:
+        """Give the path by which overlays name the base."""
+        return self._layout.base(base.base_id, base.format)
+
+    async def _waiting(self) -> Mapping[BaseId, list[ImageId]]:
+        waiting: dict[BaseId, list[ImageId]] = defaultdict(list)
+        for cached in await self._catalog.images():
+            image_id = cached.image.image_id
+            if cached.base_id is not None and self._waiters(image_id):
+                waiting[cached.base_id].append(image_id)
+        return waiting
+
+    def _strangers(self, known: Iterable[User], found: Iterable[User]) -> Iterator[User]:
+        """Give those that are not the files of disks that the catalog has named already."""
+        disks = {(user.key.instance_id, user.key.name) for user in known if user.key}
+        ours = str(self._layout.instances_dir)
+        for user in found:
+            folder, _, name = str(user.path).rpartition("/")
+            parent, _, instance = folder.rpartition("/")
+            disk = user.kind is UserKind.OVERLAY and parent == ours
+            if not disk or (instance, name.rpartition(".")[0]) not in disks:
+                yield user
+
+    def _look(
+        self, files: Mapping[BaseId, Path], guests: GuestFiles
+    ) -> Mapping[BaseId, tuple[User, ...]]:
+        overlays = self._scanner.scan(self._layout.instances_dir, self._scan_dirs)
+        named = _by_base(self._layout.bases, guests)
+        doubts = (*_overlay_doubts(overlays), *_guest_doubts(guests))
+        return {
+            base_id: (
+                *_users(UserKind.OVERLAY, overlays.users.get(path.name, ())),
+                *_users(UserKind.GUEST, named.get(path.name, ())),
+                *_open_or_linked(path),
+                *doubts,
+            )
+            for base_id, path in files.items()
+        }
+
+
+def _users(kind: UserKind, paths: Iterable[Path]) -> Iterator[User]:
+    return (User(kind=kind, path=path) for path in paths)
+
+
+def _by_base(bases: Path, guests: GuestFiles) -> Mapping[str, list[Path]]:
+    """Give, for the file name of each base, the sockets of the guests that have it open."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for socket, names in guests.names.items():
+        for base in qcow2.bases_named(bases, names):
+            found[base].append(socket)
+    return found
+
+
+def _overlay_doubts(overlays: Overlays) -> Iterator[User]:
+    for doubt in overlays.doubts:
+        yield User(kind=UserKind.DOUBT, path=doubt.path, detail=doubt.why)
+
+
+def _guest_doubts(guests: GuestFiles) -> Iterator[User]:
+    for socket, why in guests.unreachable.items():
+        yield User(kind=UserKind.DOUBT, path=socket, detail=why)
+
+
+def _open_or_linked(path: Path) -> Iterator[User]:
+    """Look at the file itself: at QEMU's locks on it, and at its other names."""
+    try:
+        if locks.in_use(path):
+            yield User(kind=UserKind.QEMU, path=path)
+        names = os.lstat(path).st_nlink
+        if names > 1:
+            yield User(kind=UserKind.LINK, path=path, detail=f"has {names} names")
+    except OSError as error:
+        yield User(kind=UserKind.DOUBT, path=path, detail=str(error))

@@ -25,6 +25,7 @@ from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
 from cacheagent.service.events import Events
+from cacheagent.service.eviction import Evictions
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
@@ -70,6 +71,7 @@ class Rig:
     disks: Disks
     images: Images
     use: Use
+    evictions: Evictions
     reconcile: Reconcile
 
     @property
@@ -145,8 +147,10 @@ async def _parts(
 
 
 def _wired(parts: Parts, clock: Clock) -> Rig:
-    access, use = Access(parts), Use(parts)
+    access = Access(parts)
     bases = Bases(parts, ingest=Ingest(parts), access=access)
+    use = Use(parts, waiters=bases.waiters)
+    evictions = Evictions(parts, bases=bases, use=use)
     creation = Creation(parts, bases=bases, making=Making(parts))
     return Rig(
         parts=parts,
@@ -155,7 +159,8 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         bases=bases,
         creation=creation,
         disks=Disks(parts, access=access, creation=creation),
-        images=Images(parts, bases=bases, use=use, access=access),
+        images=Images(parts, bases=bases, use=use, access=access, evictions=evictions),
+        evictions=evictions,
         use=use,
         reconcile=Reconcile(parts, bases=bases),
     )

@@ -51,10 +51,11 @@ def _qemu_img() -> None:
 async def wait_for(rig: Rig, image_id: ImageId, *callers: Caller) -> list[asyncio.Task[Ensured]]:
     """Let callers want an image, one after the other, until all of them wait for it."""
     tasks = []
+    run = rig.bases._flights  # noqa: SLF001 -- who has joined, not only who is on the way there
     for caller in callers:
-        before = rig.bases.waiters(image_id)
+        before = run.waiters(image_id)
         tasks.append(asyncio.create_task(rig.bases.ensure(image_id, caller)))
-        await until(lambda: rig.bases.waiters(image_id) > before)  # noqa: B023 -- done before the next
+        await until(lambda: run.waiters(image_id) > before)  # noqa: B023 -- done before the next
     return tasks
 
 

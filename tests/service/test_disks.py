@@ -115,13 +115,13 @@ async def begun_in_company(
     begin_disk = rig.parts.catalog.begin_disk
     waiting: list[asyncio.Task[tuple[DiskView, bool]]] = []
 
-    async def begin_in_company(disk: Disk) -> DiskIntent:
+    async def begin_in_company(disk: Disk, lease_id: str | None = None) -> DiskIntent:
         if not waiting:
             waiting.append(asyncio.create_task(rig.disks.create(KEY, spec, NOBODY)))
             # Let it come as far as the lock of the disk, which whoever begins it holds.
             await rig.parts.catalog.disk(KEY)
             await rig.parts.catalog.disk(KEY)
-        return await begin_disk(disk)
+        return await begin_disk(disk, lease_id)
 
     monkeypatch.setattr(rig.parts.catalog, "begin_disk", begin_in_company)
     view, begun = await rig.disks.begin(KEY, spec, NOBODY)
@@ -389,9 +389,9 @@ async def test_one_who_goes_away_while_a_disk_is_begun_leaves_it_begun(
     begin_disk = rig.parts.catalog.begin_disk
     writing = asyncio.Event()
 
-    async def slow(disk: Disk) -> DiskIntent:
+    async def slow(disk: Disk, lease_id: str | None = None) -> DiskIntent:
         writing.set()
-        return await begin_disk(disk)
+        return await begin_disk(disk, lease_id)
 
     monkeypatch.setattr(rig.parts.catalog, "begin_disk", slow)
     leaving = asyncio.create_task(rig.disks.begin(KEY, of(image_id), NOBODY))

@@ -1,0 +1,232 @@
+"""Passes of eviction: a snapshot is taken, the policy plans, the plan is carried out or shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cacheagent.backends.store import spare
+from cacheagent.errors import DiskFullError, InsufficientSpaceError
+from cacheagent.model import BaseState, User
+from cacheagent.policy.eviction import (
+    BaseUse,
+    Demand,
+    DemandKind,
+    Eviction,
+    EvictionPlan,
+    Reason,
+    plan_eviction,
+)
+from cacheagent.service.events import EventKind
+from cacheagent.service.removal import Removal, Skipped
+from cacheagent.service.use import OUTSIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cacheagent.model import Base, BaseId, CachedImage
+    from cacheagent.service.bases import Bases
+    from cacheagent.service.parts import Parts
+    from cacheagent.service.use import Use
+
+ROUNDS = 3
+"""Plans that one pass makes at most: each without what the proof before found in use."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What a pass came to: its last plan, what went, what stayed after all, bytes as measured."""
+
+    plan: EvictionPlan
+    evicted: tuple[Eviction, ...]
+    skipped: tuple[Skipped, ...]
+    freed_bytes: int
+
+
+class Evictions:
+    """Plans, and carries plans out. One pass runs at a time."""
+
+    def __init__(self, parts: Parts, *, bases: Bases, use: Use) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._room = parts.room
+        self._metrics = parts.metrics
+        self._events = parts.events
+        self._bounds = parts.bounds
+        self._now = parts.now
+        self._clock = parts.clock
+        self._use = use
+        self._removal = Removal(parts, bases=bases, use=use)
+        self._one = asyncio.Lock()
+        self._said: object = None
+        parts.room.evict_with(self.make_room)
+
+    async def plan(self, demand: Demand | None = None) -> EvictionPlan:
+        """Say what a pass would do now; nothing is changed."""
+        uses = await self._uses()
+        snapshot = replace(await self._room.snapshot(), bases=tuple(uses))
+        return plan_eviction(snapshot, self._bounds(), self._now(), demand)
+
+    async def make_room(self, demand: Demand) -> None:
+        """Free what is asked for.
+
+        Raises:
+            InsufficientSpaceError: it cannot be; for room that is wanted beforehand nothing goes.
+
+        """
+        full = demand.kind is DemandKind.FULL
+        done = await self.run("full" if full else "room", demand)
+        if done.plan.unmet_bytes and not (full and done.evicted):
+            raise InsufficientSpaceError(
+                required_bytes=demand.size,
+                available_bytes=max(demand.size - done.plan.unmet_bytes, 0),
+                kept_free=self._bounds().min_free,
+            )
+
+    async def run(self, trigger: str, demand: Demand | None = None) -> Pass:
+        """Make one pass; ``trigger`` is one of ``metrics.PRUNE_TRIGGERS``.
+
+        Raises:
+            CacheAgentError: why it could not be made; what had gone is gone.
+
+        """
+        async with self._one:
+            result = "failed"
+            with self._metrics.prune_duration_seconds.time():
+                try:
+                    done = await self._run(demand)
+                    result = "unmet" if done.plan.unmet_bytes else "done"
+                finally:
+                    self._metrics.prune_runs_total.labels(trigger=trigger, result=result).inc()
+            self._tell(trigger, done)
+            return done
+
+    async def evict(self, base: Base, reason: Reason) -> tuple[User, ...]:
+        """Evict one base whatever the rules say, unless it is in use; give who uses it.
+
+        Nothing means that it is gone.
+        """
+        eviction = Eviction(base=base, images=(), reason=reason, frees=base.allocated)
+        async with self._one:
+            gone, skipped = await self._removal.remove([eviction])
+        if gone or not skipped:
+            return ()
+        return skipped[0].users
+
+    async def _run(self, demand: Demand | None) -> Pass:
+        before = (await self._store.usage()).available
+        evicted: list[Eviction] = []
+        skipped: dict[BaseId, Skipped] = {}
+        plan = await self._plan_anew(demand)
+        for _ in range(ROUNDS):
+            gone, stayed = await self._removal.remove(plan.evict)
+            evicted += gone
+            skipped |= {each.eviction.base.base_id: each for each in stayed}
+            if not stayed:
+                break
+            demand = _left_of(demand, gone)
+            plan = await self._plan_anew(demand)
+        await self._store.run(spare.keep, self._store.layout.spare)
+        freed = max(0, (await self._store.usage()).available - before) if evicted else 0
+        return Pass(
+            plan=plan,
+            evicted=tuple(evicted),
+            skipped=tuple(skipped.values()),
+            freed_bytes=freed,
+        )
+
+    async def _plan_anew(self, demand: Demand | None) -> EvictionPlan:
+        """Plan, and note in the catalog who was seen using what."""
+        uses = await self._uses()
+        now = self._now()
+        seen = [each.base.base_id for each in uses if _seen_outside(each.users)]
+        ahead = any(max(each.base.last_used_at, each.base.fetched_at) > now for each in uses)
+        # On a file system that is full this waits: what is in use stays anyhow.
+        with contextlib.suppress(DiskFullError):
+            await self._catalog.drop_leases(now)
+            if seen or ahead:
+                await self._catalog.touch(seen, now)
+                uses = await self._uses_again(uses)
+        snapshot = replace(await self._room.snapshot(), bases=tuple(uses))
+        return plan_eviction(snapshot, self._bounds(), now, demand)
+
+    async def _uses(self) -> list[BaseUse]:
+        """Give every base with all who use it."""
+        bases = [base for base in await self._catalog.bases() if _may_go(base)]
+        images: dict[BaseId | None, list[CachedImage]] = defaultdict(list)
+        for cached in await self._catalog.images():
+            images[cached.base_id].append(cached)
+        users = await self._use.users(bases)
+        return [
+            BaseUse(base=base, images=tuple(images[base.base_id]), users=users[base.base_id])
+            for base in bases
+        ]
+
+    async def _uses_again(self, uses: Sequence[BaseUse]) -> list[BaseUse]:
+        """Give the same with the times of use as they stand in the catalog now."""
+        bases = {base.base_id: base for base in await self._catalog.bases()}
+        return [
+            replace(each, base=bases[each.base.base_id])
+            for each in uses
+            if each.base.base_id in bases
+        ]
+
+    def _tell(self, trigger: str, done: Pass) -> None:
+        """Say in log, metrics and events what the pass came to."""
+        plan = done.plan
+        metrics = self._metrics
+        metrics.prune_freed_bytes_total.inc(done.freed_bytes)
+        metrics.prune_unmet_bytes.set(plan.unmet_bytes)
+        if not plan.unmet_bytes:
+            metrics.prune_last_success_timestamp_seconds.set(self._now().timestamp())
+        for reason in _kept_by(done):
+            metrics.eviction_skipped_total.labels(reason=reason).inc()
+        facts = {
+            "trigger": trigger,
+            "evicted": len(done.evicted),
+            "freed_bytes": done.freed_bytes,
+            "needed_bytes": plan.needed_bytes,
+            "unmet_bytes": plan.unmet_bytes,
+            "unmet_inodes": plan.unmet_inodes,
+            "kept": dict(Counter(_kept_by(done))),
+        }
+        # A pass each half minute says the same for as long as nobody does anything about it.
+        news = {**facts, "trigger": None}
+        if done.evicted or (plan.unmet_bytes and news != self._said):
+            said = _log.warning if plan.unmet_bytes or plan.unmet_inodes else _log.info
+            said("pruned", **facts)
+            self._events.emit(EventKind.PRUNE, **facts)
+        self._said = news
+
+
+def _may_go(base: Base) -> bool:
+    """Tell whether a base is one that a plan decides; one that is EVICTING has been decided."""
+    return base.state in {BaseState.READY, BaseState.QUARANTINED}
+
+
+def _seen_outside(users: Sequence[User]) -> bool:
+    """Tell whether somebody uses the base of whom the catalog will not learn when that ends."""
+    return any(user.kind in OUTSIDE for user in users)
+
+
+def _left_of(demand: Demand | None, gone: Sequence[Eviction]) -> Demand | None:
+    """Give what is still to be freed; room that is wanted is measured anew anyway."""
+    if demand is None or demand.kind is DemandKind.ROOM:
+        return demand
+    return replace(demand, size=max(0, demand.size - sum(each.frees for each in gone)))
+
+
+def _kept_by(done: Pass) -> Iterator[str]:
+    """Give what kept each base that would have gone: kinds of users, and rules."""
+    for stay in done.plan.stay:
+        if stay.wanted is not None:
+            yield from sorted({*(user.kind.value for user in stay.users), *stay.rules})
+    for each in done.skipped:
+        yield from sorted({user.kind.value for user in each.users})

@@ -1,0 +1,149 @@
+"""Bases go: proved unused anew under their locks, then in steps that a restart can end.
+
+Intent first: the row says EVICTING, in the transaction that looks for disks, pins and leases. Then
+the file is renamed into ``trash/``; from there on nobody can find it. What began to use it just
+before the rename shows up in one more look; such a base is put back. Then the row goes, and at last
+the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from cacheagent.backends.store import spare
+from cacheagent.errors import DiskFullError
+from cacheagent.model import BaseState, User, UserKind
+from cacheagent.policy.eviction import Eviction
+from cacheagent.service.events import EventKind
+from cacheagent.sync.uninterrupted import uninterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from cacheagent.model import Base
+    from cacheagent.service.bases import Bases
+    from cacheagent.service.parts import Parts
+    from cacheagent.service.use import Use
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A base that was to go and stays: the last look found these users."""
+
+    eviction: Eviction
+    users: tuple[User, ...]
+
+
+class Removal:
+    """Removes bases that a plan, or an operator, lets go."""
+
+    def __init__(self, parts: Parts, *, bases: Bases, use: Use) -> None:
+        self._catalog = parts.catalog
+        self._store = parts.store
+        self._evictions = parts.metrics.evictions_total
+        self._events = parts.events
+        self._now = parts.now
+        self._bases = bases
+        self._use = use
+
+    async def remove(self, evictions: Sequence[Eviction]) -> tuple[list[Eviction], list[Skipped]]:
+        """Let the bases go, but for those that turn out to be in use; give both.
+
+        Raises:
+            CacheAgentError: why it ended early; what had gone is gone.
+
+        """
+        busy: list[Skipped] = []
+        mine: list[Eviction] = []
+        async with contextlib.AsyncExitStack() as locks:
+            for each in evictions:
+                if self._bases.locks.held(each.base.base_id):
+                    # An ingest of this content: it may take hours, and it needs the base.
+                    waiter = User(kind=UserKind.WAITER, detail="it is being fetched or linked")
+                    busy.append(Skipped(eviction=each, users=(waiter,)))
+                else:
+                    # Nobody holds it, so this does not wait, and no lock is waited for with others.
+                    await locks.enter_async_context(self._bases.locks.hold(each.base.base_id))
+                    mine.append(each)
+            gone, skipped = await uninterrupted(self._proved(mine)) if mine else ([], [])
+        return gone, [*busy, *skipped]
+
+    async def _proved(self, evictions: Sequence[Eviction]) -> tuple[list[Eviction], list[Skipped]]:
+        """Prove under the locks that nobody uses them, and look once more before they go."""
+        users = await self._use.users([each.base for each in evictions])
+        skipped: list[Skipped] = []
+        trashed: list[Eviction] = []
+        for each in evictions:
+            if holders := users[each.base.base_id] or await self._intend(each.base):
+                skipped.append(Skipped(eviction=each, users=holders))
+            else:
+                await self._store.trash_base(each.base.base_id, each.base.format)
+                trashed.append(each)
+        late = await self._late_users(trashed)
+        for each, found in zip(trashed, late, strict=True):
+            if found:
+                await self._put_back(each.base, found)
+                skipped.append(Skipped(eviction=each, users=found))
+            else:
+                await self._drop(each)
+        kept = {each.eviction.base.base_id for each in skipped}
+        return [each for each in trashed if each.base.base_id not in kept], skipped
+
+    async def _intend(self, base: Base) -> tuple[User, ...]:
+        """Write down that the base goes; give who holds it after all."""
+        row = await self._catalog.base(base.base_id)
+        if row is None or row.state is not base.state:
+            return (User(kind=UserKind.DOUBT, detail="it changed while the plan was made"),)
+        images = await self._catalog.images_of(base.base_id)
+        # From here to the transaction nothing is waited for: who comes later finds it EVICTING.
+        for cached in images:
+            if self._bases.waiters(cached.image.image_id):
+                return (User(kind=UserKind.WAITER, detail=cached.image.image_id),)
+        return await self._written(lambda: self._catalog.begin_eviction(base.base_id, self._now()))
+
+    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write to the catalog; on a file system that is full, with the bytes kept for this."""
+        try:
+            return await write()
+        except DiskFullError:
+            await self._store.run(spare.spend, self._store.layout.spare)
+            return await write()
+
+    async def _late_users(self, trashed: Sequence[Eviction]) -> list[tuple[User, ...]]:
+        if not trashed:
+            return []
+        trash = self._store.layout.trashed
+        found = await self._use.outside(
+            {each.base.base_id: trash(each.base.base_id, each.base.format) for each in trashed}
+        )
+        return [found[each.base.base_id] for each in trashed]
+
+    async def _put_back(self, base: Base, users: tuple[User, ...]) -> None:
+        await self._store.restore_base(base.base_id, base.format)
+        await self._written(lambda: self._catalog.set_base_state(base.base_id, base.state))
+        _log.warning(
+            "a base was put back: it came into use while it went",
+            base_id=base.base_id,
+            users=[user.facts() for user in users],
+        )
+
+    async def _drop(self, eviction: Eviction) -> None:
+        base = eviction.base
+        await self._written(lambda: self._catalog.remove_base(base.base_id))
+        if base.state is BaseState.QUARANTINED:
+            await self._store.drop_quarantined(base.base_id, base.format)
+        await self._store.drop_trashed(base.base_id, base.format)
+        self._evictions.labels(reason=eviction.reason).inc()
+        facts = {"base_id": base.base_id, "reason": eviction.reason.value, "bytes": base.allocated}
+        _log.info("evicted", images=list(eviction.images), **facts)
+        self._events.emit(
+            EventKind.BASE_EVICTED, image_id=next(iter(eviction.images), None), **facts
+        )
