@@ -13,7 +13,8 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING
 
 from cacheagent.model import Base, BaseState, CachedImage, ImageId, SpaceUsage, Standing, User
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 BASE_INODES = 2
 """Files that go with a base: itself and its manifest."""
+
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+"""What a time to come is told as that no calendar has: the operator may set any duration."""
 
 
 class Reason(enum.StrEnum):
@@ -156,7 +160,8 @@ class EvictionPlan:
     """What goes, in order, and what stays; and whether that is enough.
 
     ``needed_bytes`` is the largest shortage, ``unmet_bytes`` what is left of the hard ones when
-    all of ``evict`` has gone. ``unmet_inodes`` is the same for files.
+    all of ``evict`` has gone. ``unmet_inodes`` is the same for files. Where bases stay because all
+    of them would not be enough (``NEVER_FITS``), both tell what were left without them.
     """
 
     evict: tuple[Eviction, ...]
@@ -178,9 +183,11 @@ def plan_eviction(
     short = tuple(shortages(snapshot, policy, demand))
     inodes = _inode_shortage(snapshot, policy)
     plan = _Plan(snapshot, policy, now, short, demand, inodes).made()
-    if plan.unmet_inodes and inodes:
+    if plan.unmet_inodes:
         # Other files take them all: throwing bases away would be to no avail.
-        plan = _Plan(snapshot, policy, now, short, demand, 0).made(unmet_inodes=inodes)
+        plan = _Plan(snapshot, policy, now, short, demand, 0).made()
+        freed = BASE_INODES * len(plan.evict)
+        plan = replace(plan, unmet_inodes=max(0, inodes - freed))
     if demand is not None and demand.kind is DemandKind.ROOM and plan.unmet_bytes:
         return _nothing(plan)
     return plan
@@ -200,28 +207,33 @@ def shortages(
     snapshot: Snapshot, policy: EvictionPolicy, demand: Demand | None
 ) -> Iterator[Shortage]:
     """Give what is short, each counted from the snapshot; the bases in it do not matter."""
-    size = demand.size if demand is not None and demand.kind is DemandKind.ROOM else 0
+    size, cached = _coming(demand)
     space = snapshot.space
     used = space.total - space.available
     if policy.max_size is not None:
-        cached = size if demand is not None and demand.cached else 0
         coming = snapshot.cache_bytes + snapshot.cache_reserved + cached
         yield from _short(Reason.MAX_SIZE, coming - policy.max_size, hard=cached == size)
+    # Before what min_keep holds against: an operator may go below it, whatever else is short.
+    if demand is not None and demand.kind is DemandKind.OPERATOR:
+        yield from _short(Reason.OPERATOR, demand.size)
     coming = snapshot.reserved + size
     low = used - watermark(policy.low_watermark, space.total)
-    high = watermark(policy.high_watermark, space.total)
-    if used > high:
-        yield from _short(Reason.HIGH_WATERMARK, low, hard=size == 0)
-    elif size:
-        yield from _short(Reason.HIGH_WATERMARK, used + coming - high, hard=False)
+    high = used - watermark(policy.high_watermark, space.total)
+    above = max(low if high > 0 else 0, high + coming if size else 0)
+    yield from _short(Reason.HIGH_WATERMARK, above, hard=size == 0)
     if size:
         yield from _short(Reason.ROOM, coming + policy.min_free - space.available)
     elif space.available < policy.min_free:
         yield from _short(Reason.MIN_FREE, max(policy.min_free - space.available, low))
     if demand is not None and demand.kind is DemandKind.FULL:
         yield from _short(Reason.ROOM, demand.size)
-    if demand is not None and demand.kind is DemandKind.OPERATOR:
-        yield from _short(Reason.OPERATOR, demand.size)
+
+
+def _coming(demand: Demand | None) -> tuple[int, int]:
+    """Give the bytes that are about to be written, and how many of them are cache."""
+    if demand is None or demand.kind is not DemandKind.ROOM:
+        return 0, 0
+    return demand.size, demand.size if demand.cached else 0
 
 
 def _short(reason: Reason, size: int, *, hard: bool = True) -> Iterator[Shortage]:
@@ -256,15 +268,14 @@ class _Plan:
         self._inodes = inodes
         self._bases = sorted(snapshot.bases, key=lambda use: _order(use.base, now))
         # What a download brings is cache as well: below min_keep counts with it.
-        coming = demand.size if demand is not None and demand.kind is DemandKind.ROOM else 0
-        self._kept = snapshot.cache_bytes + coming
+        self._kept = snapshot.cache_bytes + _coming(demand)[1]
         self._freed = 0
         self._freed_inodes = 0
         self._position = 0
         self._evict: list[Eviction] = []
         self._stay: list[Stay] = []
 
-    def made(self, unmet_inodes: int | None = None) -> EvictionPlan:
+    def made(self) -> EvictionPlan:
         # Those that go in any case come first: what they free, no other has to.
         for use in self._bases:
             if (reason := self._due(use)) is not None:
@@ -278,9 +289,7 @@ class _Plan:
             stay=tuple(self._stay),
             needed_bytes=max((each.size for each in self._shortages), default=0),
             unmet_bytes=max(0, max(left, default=0) - self._freed),
-            unmet_inodes=(
-                max(0, self._inodes - self._freed_inodes) if unmet_inodes is None else unmet_inodes
-            ),
+            unmet_inodes=max(0, self._inodes - self._freed_inodes),
         )
 
     def _due(self, use: BaseUse) -> Reason | None:
@@ -327,11 +336,11 @@ class _Plan:
 
     def _free_at(self, base: Base) -> datetime | None:
         """Give when ``min_age`` ends to hold the base; None where it does not hold it now."""
-        end = last_use(base, self._now) + timedelta(seconds=self._policy.min_age)
+        end = _after(last_use(base, self._now), self._policy.min_age)
         return end if end > self._now else None
 
     def _stays(self, use: BaseUse, wanted: Reason | None, rules: tuple[Rule, ...]) -> Stay:
-        idle = timedelta(seconds=self._policy.max_idle)
+        idle = self._policy.max_idle
         return Stay(
             base=use.base,
             images=tuple(each.image.image_id for each in use.images),
@@ -340,7 +349,9 @@ class _Plan:
             wanted=wanted,
             position=None if use.users else self._position,
             free_at=self._free_at(use.base),
-            idle_at=last_use(use.base, self._now) + idle if idle and not use.users else None,
+            idle_at=(
+                _after(last_use(use.base, self._now), idle) if idle and not use.users else None
+            ),
         )
 
 
@@ -348,8 +359,14 @@ def _order(base: Base, now: datetime) -> tuple[datetime, int, str]:
     return last_use(base, now), -base.allocated, base.base_id
 
 
+def _after(when: datetime, seconds: float) -> datetime:
+    return _NEVER if seconds >= (_NEVER - when).total_seconds() else when + timedelta(0, seconds)
+
+
 def _nothing(plan: EvictionPlan) -> EvictionPlan:
     """Give the plan of evicting nothing, since all of it would not be enough."""
+    taken = {each.position for each in plan.stay}
+    free = (number for number in count(1) if number not in taken)
     kept = tuple(
         Stay(
             base=each.base,
@@ -361,6 +378,6 @@ def _nothing(plan: EvictionPlan) -> EvictionPlan:
             free_at=None,
             idle_at=None,
         )
-        for number, each in enumerate(plan.evict, 1)
+        for each, number in zip(plan.evict, free, strict=False)
     )
     return replace(plan, evict=(), stay=(*kept, *plan.stay))
