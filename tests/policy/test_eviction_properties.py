@@ -124,7 +124,8 @@ def test_every_base_is_told_once(
 ) -> None:
     """Each base either goes or stays; who stays has a reason, and no place is given twice."""
     plan = plan_eviction(snapshot, policy, NOW, demand)
-    told = [each.base.base_id for each in (*plan.evict, *plan.stay)]
+    told = [each.base.base_id for each in plan.evict]
+    told += [each.base.base_id for each in plan.stay]
     assert sorted(told) == sorted(_by_id(snapshot))
     assert all(each.users or each.rules for each in plan.stay)
     places = [each.position for each in plan.stay if each.position is not None]
