@@ -24,6 +24,7 @@ from cacheagent.errors import (
 )
 from cacheagent.model import Base, BaseState, CacheResult, GlanceImage, Standing
 from cacheagent.policy import admission
+from cacheagent.policy.verification import has_right_length
 from cacheagent.service.meter import Meter
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
@@ -247,9 +248,12 @@ class Bases:
         return base if await self._lies_there(base) else None
 
     async def _lies_there(self, base: Base) -> bool:
-        there = await self._store.base_exists(base.base_id, base.format)
+        length = await self._store.base_length(base.base_id, base.format)
+        there = length is not None and has_right_length(base, length)
         if not there:
-            _log.error("a base has gone from its folder; it is fetched anew", base_id=base.base_id)
+            _log.error(
+                "a base is gone, or cut; it is fetched anew", base_id=base.base_id, length=length
+            )
         return there
 
     async def _bring_logged(self, image_id: ImageId, caller: Caller) -> Ensured:
@@ -351,6 +355,8 @@ class Bases:
             await self._store.trash_base(base_id, manifest.base.format)
             await self._store.drop_trashed(base_id, manifest.base.format)
             raise
+        # Up to here a damaged one tells a restart that the file in bases/ is a new one.
+        await self._store.drop_quarantined(base_id, manifest.base.format)
         await self._store.discard_ingest(image.image_id)
         _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
         return Ensured(manifest.base, image, CacheResult.MISS)

@@ -96,6 +96,20 @@ class BaseFiles:
             if ours and files.is_regular(path):
                 path.unlink(missing_ok=True)
 
+    def quarantine(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Move a damaged base, then its manifest, into quarantine."""
+        layout = self._layout
+        base, record = layout.base(base_id, disk_format), layout.manifest(base_id, disk_format)
+        with contextlib.suppress(FileNotFoundError):
+            files.move(base, layout.quarantined(base_id, disk_format))
+        with contextlib.suppress(FileNotFoundError):
+            files.move(record, layout.quarantined_manifest(base_id, disk_format))
+
+    def drop_quarantined(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Remove base and manifest from quarantine, in this order."""
+        self._layout.quarantined(base_id, disk_format).unlink(missing_ok=True)
+        self._layout.quarantined_manifest(base_id, disk_format).unlink(missing_ok=True)
+
 
 def _put_back(source: Path, target: Path) -> None:
     # Nobody but the holder of the base's lock makes this name, so looking first is enough.

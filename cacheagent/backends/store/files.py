@@ -83,6 +83,15 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def regular_length(path: Path) -> int | None:
+    """Give the length of the regular file, None where none has this name."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def sync_file(path: Path) -> None:
     """Bring data and size of the file to the device."""
     with open_fd(path, os.O_RDONLY) as fd:
@@ -164,9 +173,8 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def data_runs(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Give start and end of each run of data (lseek(2), SEEK_DATA and SEEK_HOLE)."""
-    offset = 0
+def data_runs(fd: int, size: int, offset: int = 0) -> Iterator[tuple[int, int]]:
+    """Give start and end of each run of data from ``offset`` (lseek(2), SEEK_DATA, SEEK_HOLE)."""
     while offset < size:
         try:
             start = os.lseek(fd, offset, os.SEEK_DATA)

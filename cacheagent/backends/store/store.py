@@ -19,6 +19,7 @@ from cacheagent.backends.store import files
 from cacheagent.backends.store.bases import BaseFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
+from cacheagent.backends.store.reread import Rereading
 from cacheagent.errors import StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import unfinished
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.backends.store.manifest import Manifest
-    from cacheagent.model import BaseId, DiskKey, GlanceImage, ImageId, SpaceUsage
+    from cacheagent.model import Base, BaseId, DiskKey, GlanceImage, ImageId, SpaceUsage
     from cacheagent.policy.inventory import Listing
     from cacheagent.policy.layout import Layout
 
@@ -189,12 +190,13 @@ class Store:
         return await self.run(_allocated_in, self.layout.ingest)
 
     async def cache_bytes(self) -> int:
-        """Count the bytes that all bases and unfinished ingests take, as the files tell."""
+        """Count the bytes that all bases, damaged ones too, and unfinished ingests take."""
         return await self.run(self._cache_bytes)
 
     def _cache_bytes(self) -> int:
         # The folder that files move from goes first: one on its way counts twice, never not.
-        return _allocated_in(self.layout.ingest) + _allocated_in(self.layout.bases)
+        layout = self.layout
+        return sum(map(_allocated_in, (layout.ingest, layout.bases, layout.quarantine)))
 
     # --- bases -----------------------------------------------------------------------------
 
@@ -213,9 +215,23 @@ class Store:
         """Replace the manifest of a base that is there."""
         await self.run(self._base_files.write_manifest, record)
 
-    async def base_exists(self, base_id: BaseId, disk_format: DiskFormat) -> bool:
-        """Tell whether the file of the base lies where it should."""
-        return await self.run(files.is_regular, self.layout.base(base_id, disk_format))
+    async def base_length(self, base_id: BaseId, disk_format: DiskFormat) -> int | None:
+        """Give the length of the base's file; None where no regular file lies where it should."""
+        return await self.run(files.regular_length, self.layout.base(base_id, disk_format))
+
+    def reread(
+        self, base: Base, feed: Callable[[memoryview], object]
+    ) -> contextlib.AbstractAsyncContextManager[Rereading]:
+        """Open the base to be read again from its beginning; see ``Rereading.open``."""
+        return Rereading.open(self.layout.base(base.base_id, base.format), feed)
+
+    async def quarantine_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Take a damaged base out of ``bases/``, and then its manifest; the templates stay."""
+        await self.run(self._base_files.quarantine, base_id, disk_format)
+
+    async def drop_quarantined(self, base_id: BaseId, disk_format: DiskFormat) -> None:
+        """Remove a damaged base from quarantine, and its manifest; none there is fine."""
+        await self.run(self._base_files.drop_quarantined, base_id, disk_format)
 
     async def trash_base(self, base_id: BaseId, disk_format: DiskFormat) -> None:
         """Take base and manifest out of ``bases/`` into the trash; the templates go.
