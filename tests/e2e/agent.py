@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 START_SECONDS = 30
+
+
+class Running(Protocol):
+    """The process of a daemon, however it was started."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for its end, and give its exit status."""
+        ...
+
+    def send_signal(self, signal: int, /) -> None:
+        """Send it a signal; ``ProcessLookupError`` where it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +70,7 @@ class Agent:
     launcher: Sequence[str] = ()
     descriptors: Sequence[int] = ()
     _notify: socket.socket | None = None
-    _process: asyncio.subprocess.Process | None = None
+    _process: Running | None = None
     _session: aiohttp.ClientSession | None = None
 
     @property
@@ -112,9 +128,19 @@ class Agent:
         """Start the daemon, and return when it says that it is ready."""
         self.write_config()
         self._notify = _notify_socket(self.folder / "notify")
+        self._process = await self._run()
+        try:
+            assert await self.told() == "READY=1"
+        except BaseException:
+            await self.close()
+            raise
+        connector = aiohttp.UnixConnector(str(self.api_socket), limit=0)
+        self._session = aiohttp.ClientSession("http://agent", connector=connector)
+
+    async def _run(self) -> Running:
         environment = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify")}
         with (self.folder / "log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *(*self.launcher, sys.executable, "-m", "cacheagent"),
                 *("serve", "--config", self.config),
                 env={**environment, **self.environment},
@@ -123,13 +149,6 @@ class Agent:
                 stdout=log,
                 stderr=log,
             )
-        try:
-            assert await self.told() == "READY=1"
-        except BaseException:
-            await self.close()
-            raise
-        connector = aiohttp.UnixConnector(str(self.api_socket), limit=0)
-        self._session = aiohttp.ClientSession("http://agent", connector=connector)
 
     async def told(self) -> str:
         """Wait for what the daemon tells the service manager next; fail where it has ended."""

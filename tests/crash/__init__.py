@@ -1,0 +1,1 @@
+"""A daemon that is killed at every step it takes."""
