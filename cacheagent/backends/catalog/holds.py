@@ -80,7 +80,8 @@ def lease(db: sqlite3.Connection, value: Lease) -> bool:
 def _insert(db: sqlite3.Connection, columns: tuple[object, ...]) -> None:
     db.execute(
         "INSERT INTO leases VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (lease_id) DO UPDATE SET expires_at = excluded.expires_at",
+        " ON CONFLICT (lease_id) DO UPDATE SET base_id = excluded.base_id,"
+        " holder = excluded.holder, expires_at = excluded.expires_at",
         columns,
     )
 

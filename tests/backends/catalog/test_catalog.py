@@ -13,11 +13,13 @@ from cacheagent.errors import CatalogError, DiskNotFoundError
 from cacheagent.model import (
     BaseState,
     CachedImage,
+    Digest,
     DiskFormat,
     DiskMode,
     DiskSpec,
     DiskState,
     FileSystem,
+    Standing,
     User,
     UserKind,
 )
@@ -68,6 +70,40 @@ async def test_a_second_intent_refreshes_the_description_only(catalog: Catalog) 
     assert await catalog.image(image_id(1)) == CachedImage(
         image=renamed, base_id=base_id(1), requested_at=NOW
     )
+
+
+async def test_an_id_that_stands_for_other_content_lets_its_base_go(catalog: Catalog) -> None:
+    """After a purge Glance may give an id again (OSSN-0075): nobody gets the old content by it."""
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    reused = replace(glance_image(2), image_id=image_id(1))
+    await catalog.intend_image(reused, LATER)
+    assert await catalog.image(image_id(1)) == CachedImage(
+        image=reused, base_id=None, requested_at=NOW
+    )
+    assert [each.image.image_id for each in await catalog.images_of(base_id(1))] == [image_id(2)]
+    assert await catalog.bases() == [base(1)]
+
+
+async def test_an_image_whose_digest_nobody_says_keeps_its_base(catalog: Catalog) -> None:
+    """Without a digest there is nothing that speaks against the base."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    silent = replace(glance_image(1), os_hash_algo=None, os_hash_value=None)
+    await catalog.intend_image(silent, LATER)
+    cached = await catalog.image(image_id(1))
+    assert cached == CachedImage(image=silent, base_id=base_id(1), requested_at=NOW)
+
+
+async def test_what_glance_says_of_an_image_is_remembered_until_it_says_otherwise(
+    catalog: Catalog,
+) -> None:
+    """A deactivated image is known as such, and counts as active once it is asked for again."""
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    await catalog.set_standing(image_id(1), Standing.DEACTIVATED)
+    assert [each.standing for each in await catalog.images_of(base_id(1))].count(
+        Standing.DEACTIVATED
+    ) == 1
+    await catalog.intend_image(glance_image(1), LATER)
+    assert {each.standing for each in await catalog.images()} == {Standing.ACTIVE}
 
 
 async def test_an_image_that_failed_is_forgotten(catalog: Catalog) -> None:
@@ -284,6 +320,34 @@ async def test_last_use_never_goes_back(catalog: Catalog) -> None:
     await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
     await catalog.remove_disk(disk_key(1), EARLIER)
     assert await catalog.base(base_id(1)) == base(1)
+
+
+async def test_what_is_seen_in_use_was_used_now(catalog: Catalog) -> None:
+    """To touch bases sets their last use, and never sets it back."""
+    await catalog.adopt(bases=[base(1), base(2), base(3, last_used_at=LATER)])
+    await catalog.touch([base_id(1), base_id(3), base_id(9)], LATER)
+    assert await catalog.bases() == [
+        base(1, last_used_at=LATER),
+        base(2),
+        base(3, last_used_at=LATER),
+    ]
+
+
+async def test_times_in_the_future_end_with_the_clock(catalog: Catalog) -> None:
+    """After the clock was set back, no base stays young until it has caught up."""
+    await catalog.adopt(
+        bases=[base(1, fetched_at=LATER, last_used_at=LATER), base(2, last_used_at=EARLIER)]
+    )
+    await catalog.touch([], NOW)
+    assert await catalog.bases() == [base(1), base(2, last_used_at=EARLIER)]
+
+
+async def test_a_base_that_was_read_again_says_when(catalog: Catalog) -> None:
+    """What a verification found is kept with the base."""
+    await catalog.publish(base(1), [], NOW)
+    digest = Digest("sha512", "7" * 128)
+    await catalog.set_verified(base_id(1), digest, LATER)
+    assert await catalog.base(base_id(1)) == replace(base(1), file_digest=digest, verified_at=LATER)
 
 
 # --- pins, and all together ---------------------------------------------------------------------

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.backends.catalog import Catalog
+from cacheagent.backends.catalog import Catalog, rows
 from cacheagent.backends.catalog.database import Database, translated
+from cacheagent.backends.catalog.schema import MIGRATIONS
 from cacheagent.errors import CatalogError, InsufficientSpaceError
-from tests.fakes.values import NOW, glance_image, image_id
+from cacheagent.model import CachedImage, Lease
+from tests.fakes.values import NOW, base, base_id, disk, disk_key, glance_image, image_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +110,38 @@ async def test_a_catalog_that_was_deleted_is_begun_anew(path: Path) -> None:
     assert again.rebuilt
     assert await again.images() == []
     await again.close()
+
+
+async def test_a_catalog_of_the_first_version_keeps_its_rows(path: Path) -> None:
+    """An update adds what the new version remembers, and loses nothing that the old one knew."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1;")
+        times = (rows.stamp(NOW), rows.stamp(NOW))
+        db.execute(
+            "INSERT INTO bases VALUES (?, 'ready', 'raw', 'qcow2', 1000, 1 << 30, 4096, 1, ?, ?)",
+            (base_id(1), *times),
+        )
+        described = rows.description(glance_image(1))
+        db.execute(
+            "INSERT INTO images VALUES (?, ?, ?, ?)",
+            (image_id(1), base_id(1), described, rows.stamp(NOW)),
+        )
+        columns = rows.disk_row(disk(disk_key(1), 1))
+        marks = ", ".join("?" * len(columns))
+        db.execute(f"INSERT INTO disks VALUES ({marks})", tuple(columns.values()))  # noqa: S608 -- only marks
+        db.execute("INSERT INTO pins VALUES (?, ?)", (image_id(1), rows.stamp(NOW)))
+    catalog = await Catalog.open(path)
+    assert not catalog.rebuilt
+    assert await catalog.bases() == [base(1)]
+    assert await catalog.images() == [
+        CachedImage(image=glance_image(1), base_id=base_id(1), requested_at=NOW)
+    ]
+    assert await catalog.disks() == [disk(disk_key(1), 1)]
+    assert await catalog.pins() == {image_id(1)}
+    assert await catalog.lease(
+        Lease(lease_id="a", base_id=base_id(1), holder="somebody", expires_at=NOW)
+    )
+    await catalog.close()
 
 
 async def test_a_newer_catalog_is_left_alone(path: Path) -> None:
