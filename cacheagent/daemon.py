@@ -116,6 +116,8 @@ async def _stop(agent: Agent, loops: list[asyncio.Task[None]]) -> None:
     """Take no new work, let go of downloads, and let what is being made end if it does soon."""
     _log.info("stopping")
     agent.status.stopping = True
+    # Those who follow them would hold up the end, and come back to the next daemon.
+    agent.events.close()
     _cancel(loops)
     if loops:
         await asyncio.wait(loops)

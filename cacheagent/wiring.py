@@ -31,10 +31,13 @@ from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
 from cacheagent.service.disks import Disks
+from cacheagent.service.events import Events
 from cacheagent.service.eviction import Evictions
+from cacheagent.service.following import Following
 from cacheagent.service.images import Images
 from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
+from cacheagent.service.operator import Operator
 from cacheagent.service.reconcile import Reconcile
 from cacheagent.service.room import Room
 from cacheagent.service.status import Status
@@ -76,6 +79,7 @@ class Agent:
     reconciler: Reconciler
     loops: tuple[Loop, ...]
     metrics: Metrics
+    events: Events
 
 
 def wire(parts: Parts) -> Agent:
@@ -87,10 +91,13 @@ def wire(parts: Parts) -> Agent:
     creation = Creation(parts, bases=bases, making=Making(parts))
     status = Status(parts, bases=bases)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
+    images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
     return Agent(
         services=Services(
             disks=Disks(parts, access=access, creation=creation),
-            images=Images(parts, bases=bases, use=use, access=access, evictions=evictions),
+            images=images,
+            operator=Operator(parts, images=images, evictions=evictions, access=access),
+            events=Following(parts, access=access),
             status=status,
         ),
         status=status,
@@ -100,6 +107,7 @@ def wire(parts: Parts) -> Agent:
         reconciler=Reconciler(Reconcile(parts, bases=bases), parts.now, status.loops),
         loops=(pruner,),
         metrics=parts.metrics,
+        events=parts.events,
     )
 
 

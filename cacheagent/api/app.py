@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from cacheagent.api import openapi, page, reading
-from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS
+from cacheagent.api import events, openapi, page, reading
+from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS, STREAMS
 from cacheagent.api.guards import api_guard, bearer_guard
 from cacheagent.api.observe import observer
 from cacheagent.api.requestid import with_request_id
@@ -50,7 +50,9 @@ def create_app(
     app = _application(ROUTES, metrics, services.status, guards)
     app[SERVICES] = services
     app[DESCRIPTION] = json.dumps(openapi.document(ROUTES)).encode()
+    app[STREAMS] = set()
     app.on_startup.append(_load_page)
+    app.on_shutdown.append(events.end_streams)
     return app
 
 
@@ -71,6 +73,7 @@ def _application(
         metrics,
         operation_of=lambda request: operations.get(request.match_info.handler),
         counted=frozenset(OPERATIONS),
+        streams=frozenset(route.operation for route in routes if route.stream),
     )
     app = web.Application(
         client_max_size=reading.MAX_BODY, middlewares=[with_request_id, observe, *guards]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from cacheagent.api.page import Page
@@ -13,3 +15,5 @@ STATUS = web.AppKey("status", StatusService)
 METRICS = web.AppKey("metrics", Metrics)
 DESCRIPTION = web.AppKey("description", bytes)
 PAGE = web.AppKey("page", Page)
+STREAMS = web.AppKey("streams", set[asyncio.Task[object]])
+"""The requests that stream now."""

@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from cacheagent.api import wire
+from cacheagent.policy.eviction import watermark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
         StatusView,
         User,
     )
+    from cacheagent.policy.eviction import Eviction, Stay
+    from cacheagent.policy.verdict import Why
+    from cacheagent.service.events import Event
+    from cacheagent.service.operator import Pruned
+    from cacheagent.service.removal import Skipped
 
 
 def disk(view: DiskView) -> wire.Disk:
@@ -88,6 +94,106 @@ def user(one: User) -> wire.User:
     return wire.User.model_validate({name: _text(fact) for name, fact in one.facts().items()})
 
 
+def why(found: Why) -> wire.Why:
+    """Give why an image stays, or when it goes, as it is answered."""
+    view, verdict = found.view, found.verdict
+    base = view.base
+    return wire.Why(
+        image_id=view.image.image_id,
+        state=view.state,
+        base_id=base.base_id if base else None,
+        verdict=None if verdict is None else "goes" if verdict.goes else "stays",
+        reason=verdict.reason if verdict else None,
+        users=[user(one) for one in (verdict.users if verdict else view.users)],
+        rules=list(verdict.rules) if verdict else [],
+        position=verdict.position if verdict else None,
+        unused_bases=verdict.unused if verdict else None,
+        pinned=view.pinned,
+        allocated_bytes=base.allocated if base else 0,
+        fetched_at=_utc(base.fetched_at) if base else None,
+        last_used_at=_utc(base.last_used_at) if base else None,
+        free_at=_maybe(verdict.free_at) if verdict else None,
+        idle_at=_maybe(verdict.idle_at) if verdict else None,
+        bounds=_bounds(found),
+        summary=_text(found.summary),
+    )
+
+
+def pruned(done: Pruned) -> wire.Pruned:
+    """Give what a pass did, or would do, as it is answered."""
+    return wire.Pruned(
+        dry_run=done.dry_run,
+        needed_bytes=done.needed_bytes,
+        freed_bytes=done.freed_bytes,
+        unmet_bytes=done.unmet_bytes,
+        unmet_inodes=done.unmet_inodes,
+        evicted=[_evicted(each) for each in done.evicted],
+        stay=[_staying(each) for each in done.stay],
+        skipped=[_skipped(each) for each in done.skipped],
+    )
+
+
+def event(told: Event) -> dict[str, object]:
+    """Give what is told of an event beside its id and kind: when it was, and its facts."""
+    facts = {
+        name: _text(fact) if isinstance(fact, str) else fact for name, fact in told.facts.items()
+    }
+    return {"at": _utc(told.at).isoformat().replace("+00:00", "Z"), **facts}
+
+
+def _bounds(found: Why) -> wire.Bounds:
+    snapshot, policy = found.snapshot, found.policy
+    space = snapshot.space
+    return wire.Bounds(
+        cache_bytes=snapshot.cache_bytes,
+        max_size_bytes=policy.max_size,
+        min_keep_bytes=policy.min_keep,
+        size_bytes=space.total,
+        used_bytes=max(0, space.total - space.available),
+        high_watermark_bytes=watermark(policy.high_watermark, space.total),
+        low_watermark_bytes=watermark(policy.low_watermark, space.total),
+        free_bytes=space.available,
+        min_free_bytes=policy.min_free,
+        reserved_bytes=snapshot.reserved,
+        needed_bytes=found.needed_bytes,
+    )
+
+
+def _evicted(each: Eviction) -> wire.EvictedBase:
+    return wire.EvictedBase(
+        base_id=each.base.base_id,
+        image_ids=list(each.images),
+        reason=each.reason,
+        bytes=each.frees,
+        last_used_at=_utc(each.base.last_used_at),
+    )
+
+
+def _staying(each: Stay) -> wire.StayingBase:
+    return wire.StayingBase(
+        base_id=each.base.base_id,
+        image_ids=list(each.images),
+        reason=each.wanted,
+        users=[user(one) for one in each.users],
+        rules=list(each.rules),
+        position=each.position,
+        bytes=each.base.allocated,
+        last_used_at=_utc(each.base.last_used_at),
+        free_at=_maybe(each.free_at),
+        idle_at=_maybe(each.idle_at),
+    )
+
+
+def _skipped(each: Skipped) -> wire.SkippedBase:
+    return wire.SkippedBase(
+        base_id=each.eviction.base.base_id,
+        image_ids=list(each.eviction.images),
+        reason=each.eviction.reason,
+        bytes=each.eviction.frees,
+        users=[user(one) for one in each.users],
+    )
+
+
 def status(view: StatusView) -> wire.Status:
     """Give the agent at a glance as it is answered."""
     return wire.Status(
@@ -129,6 +235,10 @@ def _base(base: Base | None, path: Path | None) -> wire.BaseRef | None:
 
 def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC)
+
+
+def _maybe(time: datetime | None) -> datetime | None:
+    return None if time is None else _utc(time)
 
 
 def _text(value: str | Path) -> str:

@@ -42,6 +42,14 @@ async def prefetch(request: web.Request) -> Reply:
     )
 
 
+async def why(request: web.Request) -> Reply:
+    """Say why the image stays, or when it goes."""
+    found = await request.app[SERVICES].operator.why(
+        reading.image_id(request), reading.caller(request)
+    )
+    return json_reply(200, convert.why(found))
+
+
 async def evict(request: web.Request) -> Reply:
     """Evict the base of the image now."""
     await request.app[SERVICES].images.evict(reading.image_id(request), reading.caller(request))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cacheagent.api.reply import Result
     from cacheagent.metrics import Metrics
 
+FIRST_PROBLEM = 400
+
 CLIENT_GONE = 499
 """What the log says where the caller left before the answer; no status of a standard."""
 
@@ -30,24 +32,30 @@ def observer(
     *,
     operation_of: Callable[[web.Request], str | None],
     counted: Collection[str],
+    streams: Collection[str] = (),
 ) -> Middleware:
     """Answer errors by problems, write one line for each request, and count the operations.
 
     ``operation_of`` names what a request asks for, None for a path that does not exist;
-    operations that are not ``counted`` are somebody looking, and go to the log as debug.
+    operations that are not ``counted`` are somebody looking, and go to the log as debug. Those
+    that are ``streams`` end well when their caller leaves, and the time until then is no time to
+    answer: the histogram is not told of it.
     """
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
+        operation = operation_of(request)
         reply: web.StreamResponse = Reply(status=CLIENT_GONE, result="rejected")
+        if operation in streams:
+            reply = Reply(status=200)
         try:
             reply = await _answer(request, handler)
         finally:
             seconds = time.perf_counter() - began
-            operation = operation_of(request)
             if operation is not None and operation in counted:
-                _count(metrics, operation, _result(reply), seconds)
+                timed = operation not in streams or reply.status >= FIRST_PROBLEM
+                _count(metrics, operation, _result(reply), seconds if timed else None)
             quiet = operation is not None and operation not in counted
             _write(request, reply, operation, seconds, quiet=quiet)
         return reply
@@ -67,10 +75,11 @@ def _result(reply: web.StreamResponse) -> Result:
     return reply.result if isinstance(reply, Reply) else "hit"
 
 
-def _count(metrics: Metrics, operation: str, result: Result, seconds: float) -> None:
+def _count(metrics: Metrics, operation: str, result: Result, seconds: float | None) -> None:
     labels = {"operation": operation, "result": result}
     metrics.requests_total.labels(**labels).inc()
-    metrics.request_duration_seconds.labels(**labels).observe(seconds)
+    if seconds is not None:
+        metrics.request_duration_seconds.labels(**labels).observe(seconds)
 
 
 def _write(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_BODY = 64 * 1024
 TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 - the name of a header, not a token
 
+_EVENT_ID = r"[0-9a-f]+-[0-9]{1,18}"
 _TOKEN = r"[\x21-\x7e]+"  # noqa: S105 - what a token looks like, not one
 
 T = TypeVar("T")
@@ -67,6 +68,14 @@ def caller(request: web.Request) -> Caller:
     if token is not None and not re.fullmatch(_TOKEN, token):
         raise UnauthenticatedError(f"{TOKEN_HEADER} does not hold a Keystone token")
     return Caller(token=token, request_id=requestid.current())
+
+
+def last_event_id(request: web.Request) -> str | None:
+    """Give the event behind which a stream is to go on; None: with what happens from now on."""
+    given = request.headers.get("Last-Event-ID")
+    if given is not None and not re.fullmatch(_EVENT_ID, given):
+        raise InvalidRequestError([("Last-Event-ID", "is not the id of an event")])
+    return given
 
 
 def prefers_async(request: web.Request) -> bool:

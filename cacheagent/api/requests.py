@@ -125,3 +125,16 @@ class PrefetchRequest(Request):
 
     pin: bool = False
     wait: bool = False
+
+
+class PruneRequest(Request):
+    """What a pass is to do: only tell its plan, free so many bytes beside what the bounds want."""
+
+    dry_run: bool = False
+    free_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description=(
+            "Free so many bytes, or all that may go, if there is less. "
+            "Left out: what the bounds ask for."
+        ),
+    )

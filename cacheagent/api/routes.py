@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cacheagent.api import disks, images, system, wire
-from cacheagent.api.requests import DiskRequest, PrefetchRequest
+from cacheagent.api import disks, events, images, system, wire
+from cacheagent.api.requests import DiskRequest, PrefetchRequest, PruneRequest
 from cacheagent.api.table import Body, Route, Success
 from cacheagent.errors import (
     BaseInUseError,
@@ -149,6 +149,15 @@ IMAGE_ROUTES = (
         problems=(*_ACCESS, BaseInUseError),
     ),
     Route(
+        operation="image_why",
+        method="GET",
+        path=f"{_IMAGE}/why",
+        summary="Say why the image stays, or when it goes.",
+        handler=images.why,
+        answers={200: Success(description="The reasons.", model=wire.Why)},
+        problems=_ACCESS,
+    ),
+    Route(
         operation="image_pin",
         method="PUT",
         path=_PIN,
@@ -168,13 +177,35 @@ IMAGE_ROUTES = (
     ),
 )
 
-STATUS_ROUTE = Route(
-    operation="status",
-    method="GET",
-    path="/v1/status",
-    summary="Show the agent at a glance.",
-    handler=system.status,
-    answers={200: Success(description="The agent.", model=wire.Status)},
+AGENT_ROUTES = (
+    Route(
+        operation="prune",
+        method="POST",
+        path="/v1/prune",
+        summary="Make one pass of eviction now, or only tell its plan.",
+        handler=system.prune,
+        body=Body(model=PruneRequest, required=False),
+        answers={200: Success(description="What went, and what stays.", model=wire.Pruned)},
+        problems=(GlanceRefusedError, GlanceUnavailableError, InsufficientSpaceError),
+    ),
+    Route(
+        operation="events",
+        method="GET",
+        path="/v1/events",
+        summary="Tell what happens, as server-sent events, until the caller goes away.",
+        handler=events.stream,
+        headers={"Last-Event-ID": "The event behind which to go on, of those still remembered."},
+        answers={200: Success(description="The events.", media_type=events.MEDIA_TYPE)},
+        stream=True,
+    ),
+    Route(
+        operation="status",
+        method="GET",
+        path="/v1/status",
+        summary="Show the agent at a glance.",
+        handler=system.status,
+        answers={200: Success(description="The agent.", model=wire.Status)},
+    ),
 )
 
 HEALTH_ROUTES = (
@@ -230,5 +261,5 @@ DOCUMENT_ROUTES = (
 METRICS_APP_ROUTES = (*HEALTH_ROUTES, METRICS_ROUTE)
 """What the listener of the metrics knows."""
 
-ROUTES = (*DISK_ROUTES, *IMAGE_ROUTES, STATUS_ROUTE, *METRICS_APP_ROUTES, *DOCUMENT_ROUTES)
+ROUTES = (*DISK_ROUTES, *IMAGE_ROUTES, *AGENT_ROUTES, *METRICS_APP_ROUTES, *DOCUMENT_ROUTES)
 """What the API knows."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from cacheagent.model import (
         CacheResult,
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         InstanceId,
         StatusView,
     )
+    from cacheagent.policy.verdict import Why
+    from cacheagent.service.events import Event
+    from cacheagent.service.operator import Pruned
 
 
 class DiskService(Protocol):
@@ -94,6 +97,26 @@ class ImageService(Protocol):
         ...
 
 
+class OperatorService(Protocol):
+    """The bounds of the cache, and what keeps them."""
+
+    async def why(self, image_id: ImageId, caller: Caller) -> Why:
+        """Say why the image stays, or when it goes. Raises: ``ImageNotFoundError``."""
+        ...
+
+    async def prune(self, caller: Caller, *, dry_run: bool, free_bytes: int | None) -> Pruned:
+        """Make one pass, or only its plan: for so many bytes, or for what the bounds ask for."""
+        ...
+
+
+class EventService(Protocol):
+    """What happens in the agent."""
+
+    def follow(self, after: str | None, caller: Caller) -> AsyncGenerator[Event, None]:
+        """Give what happens from now on, or behind the event ``after``, until the daemon stops."""
+        ...
+
+
 class StatusService(Protocol):
     """The agent itself."""
 
@@ -122,4 +145,6 @@ class Services:
 
     disks: DiskService
     images: ImageService
+    operator: OperatorService
+    events: EventService
     status: StatusService

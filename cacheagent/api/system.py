@@ -1,4 +1,4 @@
-"""Handlers of the agent itself: status, health, metrics, description, status page."""
+"""Handlers of the agent itself: prune, status, health, metrics, description, status page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs
 
-from cacheagent.api import convert, wire
+from cacheagent.api import convert, reading, wire
 from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS
 from cacheagent.api.reply import Reply, json_reply
+from cacheagent.api.requests import PruneRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+
+async def prune(request: web.Request) -> Reply:
+    """Make one pass of eviction, or tell its plan."""
+    caller = reading.caller(request)
+    wanted = await reading.body(request, PruneRequest, required=False)
+    done = await request.app[SERVICES].operator.prune(
+        caller, dry_run=wanted.dry_run, free_bytes=wanted.free_bytes
+    )
+    return json_reply(200, convert.pruned(done))
 
 
 async def status(request: web.Request) -> Reply:

@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-from cacheagent.api.reply import Reply
 from cacheagent.api.requests import Request
 from cacheagent.api.wire import Answer
 from cacheagent.errors import ProblemError
 
-Handler: TypeAlias = Callable[[web.Request], Awaitable[Reply]]
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+"""Gives a ``Reply``, but for a route that is a stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Route:
 
     ``operation`` is the name in the metrics, in the log and in the OpenAPI document. ``headers``
     maps request headers of this route alone to what they do; ``problems`` are those that are
-    not common to all routes.
+    not common to all routes. ``stream``: its answer goes on until somebody ends it.
     """
 
     operation: str
@@ -55,3 +55,4 @@ class Route:
     body: Body | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[type[ProblemError], ...] = ()
+    stream: bool = False

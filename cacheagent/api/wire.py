@@ -8,7 +8,7 @@ Sizes are bytes, times RFC 3339 in UTC.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,7 @@ from cacheagent.model import (
     InstanceId,
     UserKind,
 )
+from cacheagent.policy.eviction import Reason, Rule
 
 Size = Annotated[int, Field(ge=0)]
 
@@ -120,6 +121,106 @@ class Images(Answer):
     """Every image that is cached or coming."""
 
     images: list[Image]
+
+
+class Bounds(Answer):
+    """The bounds of the cache, and what is measured against them.
+
+    ``cache_bytes`` counts bases and unfinished ingests as they lie there; ``needed_bytes`` is the
+    largest shortage now. ``max_size_bytes`` None is no bound.
+    """
+
+    cache_bytes: Size
+    max_size_bytes: Size | None
+    min_keep_bytes: Size
+    size_bytes: Size
+    used_bytes: Size
+    high_watermark_bytes: Size
+    low_watermark_bytes: Size
+    free_bytes: Size
+    min_free_bytes: Size
+    reserved_bytes: Size
+    needed_bytes: Size
+
+
+class Why(Answer):
+    """Why an image stays, or when it goes; ``summary`` says it in sentences.
+
+    ``verdict`` is None where there is no base to decide on: the image is coming, or failed.
+    ``reason`` is why it goes or, where it stays in spite of it, would have to. ``position`` counts
+    from 1 in the order in which the ``unused_bases`` go, and is None for one in use.
+    """
+
+    image_id: ImageId
+    state: ImageState
+    base_id: BaseId | None
+    verdict: Literal["goes", "stays"] | None
+    reason: Reason | None
+    users: list[User]
+    rules: list[Rule] = Field(description="what keeps a base that nobody uses")
+    position: Annotated[int, Field(ge=1)] | None
+    unused_bases: Size | None
+    pinned: bool
+    allocated_bytes: Size
+    fetched_at: datetime | None
+    last_used_at: datetime | None
+    free_at: datetime | None = Field(description="when min_age ends to hold it")
+    idle_at: datetime | None = Field(description="when max_idle lets it go if nobody uses it")
+    bounds: Bounds
+    summary: str
+
+
+class EvictedBase(Answer):
+    """A base that went, or would go: ``bytes`` is what its file took."""
+
+    base_id: BaseId
+    image_ids: list[ImageId]
+    reason: Reason
+    bytes: Size
+    last_used_at: datetime
+
+
+class StayingBase(Answer):
+    """A base that stays, with everything that keeps it; the keys are those of ``Why``."""
+
+    base_id: BaseId
+    image_ids: list[ImageId]
+    reason: Reason | None
+    users: list[User]
+    rules: list[Rule]
+    position: Annotated[int, Field(ge=1)] | None
+    bytes: Size
+    last_used_at: datetime
+    free_at: datetime | None
+    idle_at: datetime | None
+
+
+class SkippedBase(Answer):
+    """A base that was to go, and whose users were found in the last look before it went."""
+
+    base_id: BaseId
+    image_ids: list[ImageId]
+    reason: Reason
+    bytes: Size
+    users: list[User]
+
+
+class Pruned(Answer):
+    """What a pass did, or would do in a dry run.
+
+    ``evicted`` is what went, or would go, in order. ``needed_bytes`` is the largest shortage;
+    ``freed_bytes`` are measured, in a dry run planned; ``unmet_bytes`` and ``unmet_inodes`` are
+    short still.
+    """
+
+    dry_run: bool
+    needed_bytes: Size
+    freed_bytes: Size
+    unmet_bytes: Size
+    unmet_inodes: Size
+    evicted: list[EvictedBase]
+    stay: list[StayingBase]
+    skipped: list[SkippedBase]
 
 
 class Space(Answer):

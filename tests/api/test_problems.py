@@ -161,7 +161,7 @@ async def test_an_unexpected_error_is_told_to_the_log_alone(
     assert (logged["error_id"], logged["exc_info"]) == (problem["error_id"], error)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1/", "/v1/images/", "/v1/events"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/", "/v1/images/", "/v1/event"])
 async def test_an_unknown_path_is_a_problem(ask: Ask, path: str) -> None:
     """A path that is none says so in the same form as everything else."""
     answer = await ask("GET", path)

@@ -35,11 +35,17 @@ from cacheagent.model import (
     User,
     UserKind,
 )
+from cacheagent.policy.eviction import Eviction, EvictionPolicy, Reason, Rule, Snapshot, Stay
+from cacheagent.policy.verdict import Verdict, Why
+from cacheagent.service.events import Events
+from cacheagent.service.operator import Pruned
+from cacheagent.service.removal import Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from cacheagent.model import Caller
+    from cacheagent.service.events import Event
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 IMAGE = ImageId("0b0ba5e5-0000-4000-8000-000000000001")
@@ -94,6 +100,56 @@ CACHED = ImageView(
     pinned=False,
     users=(User(kind=UserKind.DISK, key=ROOT),),
     error=None,
+)
+
+WHY = Why(
+    view=CACHED,
+    verdict=Verdict(
+        goes=False,
+        reason=Reason.HIGH_WATERMARK,
+        users=CACHED.users,
+        rules=(Rule.MIN_AGE,),
+        unused=3,
+        free_at=NOON,
+    ),
+    snapshot=Snapshot(
+        bases=(), space=SpaceUsage(total=1000, available=400), cache_bytes=300, reserved=20
+    ),
+    policy=EvictionPolicy(
+        max_size=None,
+        high_watermark=55,
+        low_watermark=50,
+        min_free=50,
+        min_keep=10,
+        min_age=600,
+        max_idle=0,
+    ),
+    needed_bytes=100,
+    summary="It stays, because it is in use: 1 disk.",
+)
+
+GOES = Eviction(base=BASE, images=(IMAGE,), reason=Reason.MAX_SIZE, frees=2048)
+
+PRUNED = Pruned(
+    dry_run=False,
+    evicted=(GOES,),
+    stay=(
+        Stay(
+            base=BASE,
+            images=(IMAGE,),
+            users=(),
+            rules=(Rule.MIN_KEEP,),
+            wanted=Reason.MIN_FREE,
+            position=2,
+            free_at=None,
+            idle_at=NOON,
+        ),
+    ),
+    skipped=(Skipped(eviction=GOES, users=CACHED.users),),
+    needed_bytes=5000,
+    freed_bytes=2000,
+    unmet_bytes=3000,
+    unmet_inodes=1,
 )
 
 STATUS = StatusView(
@@ -218,6 +274,43 @@ class FakeImages:
         self._script.note("unpin", image_id, caller)
 
 
+class FakeOperator:
+    """An ``OperatorService``: ``found`` and ``done`` are its answers."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.found = WHY
+        self.done = PRUNED
+
+    async def why(self, image_id: ImageId, caller: Caller) -> Why:
+        """Answer with ``found``."""
+        self._script.note("why", image_id, caller)
+        return self.found
+
+    async def prune(self, caller: Caller, *, dry_run: bool, free_bytes: int | None) -> Pruned:
+        """Answer with ``done``."""
+        self._script.note("prune", caller, dry_run, free_bytes)
+        return self.done
+
+
+class FakeFollowing:
+    """An ``EventService``: it follows ``events``, which a test emits and closes."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.events = Events(lambda: NOON)
+        self.left = asyncio.Event()
+
+    async def follow(self, after: str | None, caller: Caller) -> AsyncGenerator[Event, None]:
+        """Give the events; ``left`` is set when nobody follows any more."""
+        self._script.note("follow", after, caller)
+        try:
+            async for event in self.events.follow(after):
+                yield event
+        finally:
+            self.left.set()
+
+
 class FakeStatus:
     """A ``StatusService`` that is ready."""
 
@@ -244,4 +337,12 @@ class FakeServices:
         self.disks = FakeDisks(self.script)
         self.images = FakeImages(self.script)
         self.status = FakeStatus(self.script)
-        self.bundle = Services(disks=self.disks, images=self.images, status=self.status)
+        self.operator = FakeOperator(self.script)
+        self.following = FakeFollowing(self.script)
+        self.bundle = Services(
+            disks=self.disks,
+            images=self.images,
+            operator=self.operator,
+            events=self.following,
+            status=self.status,
+        )
