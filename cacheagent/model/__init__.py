@@ -47,6 +47,8 @@ from cacheagent.model.views import (
     StatusView,
     User,
     UserKind,
+    Verification,
+    VerificationOutcome,
 )
 
 __all__ = [
@@ -83,6 +85,8 @@ __all__ = [
     "StatusView",
     "User",
     "UserKind",
+    "Verification",
+    "VerificationOutcome",
     "check_label",
     "parse_base_id",
     "parse_disk_name",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from cacheagent.model.ids import BaseId
 from cacheagent.model.values import Base, Disk, DiskKey, GlanceImage, ImageState, Progress
 
 
@@ -88,6 +89,36 @@ class ImageView:
     pinned: bool
     users: tuple[User, ...]
     error: str | None
+
+
+class VerificationOutcome(enum.StrEnum):
+    """What came of reading a base again.
+
+    ``RECORDED``: it was converted, and no digest of the file was known; now there is one.
+    ``DAMAGED``: it is not what it was, and was taken out of use.
+    """
+
+    VERIFIED = "verified"
+    RECORDED = "recorded"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """A base that was read again: the digest of its file, and what it should be.
+
+    ``expected`` is None where none was known, ``actual`` where the file could not be read to its
+    end; ``error`` says why a base is damaged. ``bytes_read`` leaves out what are holes.
+    """
+
+    base_id: BaseId
+    algorithm: str
+    expected: str | None
+    actual: str | None
+    outcome: VerificationOutcome
+    bytes_read: int
+    seconds: float
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
