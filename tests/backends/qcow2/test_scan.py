@@ -242,11 +242,12 @@ def test_links_and_circles_are_walked(host: Host) -> None:
 
 
 def test_what_is_no_file_is_passed_by(host: Host) -> None:
-    """Pipes and devices are not opened, and name nothing."""
+    """Pipes and devices are not opened, and what nobody can open leads nowhere."""
     os.mkfifo(host.instances / "pipe")
-    host.overlay("a/disk", host.instances / "pipe")
-    host.overlay("b/disk", "/dev/null")
-    host.overlay("c/disk", host.folder)
+    (host.folder / "loop").symlink_to("loop")
+    names = (host.instances / "pipe", "/dev/null", host.folder, "..", "../../loop", "x" * 300)
+    for number, name in enumerate(names):
+        host.overlay(f"{number}/disk", name)
     assert host.users() == {}
 
 
