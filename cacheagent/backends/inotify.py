@@ -1,8 +1,8 @@
 """inotify: typed events from watched folders. The one module that imports pyinotify.
 
-Watches are not recursive. The kernel may drop events, and so may we where nobody takes them: then
-an ``OVERFLOW`` says that anything may have happened. Whoever reads events looks again, and
-never takes silence for a proof.
+A watch is of one folder, and not of those below it; ``watch_tree`` makes one for each of them. The
+kernel may drop events, and so may we where nobody takes them: then an ``OVERFLOW`` says that
+anything may have happened. Whoever reads events looks again, and never takes silence for a proof.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import os
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
+    from collections.abc import Set as AbstractSet
 
 with warnings.catch_warnings():
     # pyinotify imports asyncore, which 3.11 calls deprecated, and has string escapes that 3.12
@@ -34,26 +37,41 @@ _MOST_WAITING = 16384
 
 
 class FileEventKind(enum.Enum):
-    """What happened. ``WRITTEN``: a writer closed the file."""
+    """What happened.
+
+    ``WRITTEN``: a writer closed the file. ``MODIFIED``: its data or its length changed; that is
+    told only where it was asked for. ``FOLDER_GONE``: a watched folder was deleted or moved.
+    ``UNMOUNTED``: the file system that it lies on has gone. Neither is watched any more.
+    """
 
     CREATED = enum.auto()
     WRITTEN = enum.auto()
+    MODIFIED = enum.auto()
     MOVED_IN = enum.auto()
     MOVED_OUT = enum.auto()
     DELETED = enum.auto()
     FOLDER_GONE = enum.auto()
+    UNMOUNTED = enum.auto()
     OVERFLOW = enum.auto()
 
 
 _KINDS = {
     pyinotify.IN_CREATE: FileEventKind.CREATED,
     pyinotify.IN_CLOSE_WRITE: FileEventKind.WRITTEN,
+    pyinotify.IN_MODIFY: FileEventKind.MODIFIED,
     pyinotify.IN_MOVED_TO: FileEventKind.MOVED_IN,
     pyinotify.IN_MOVED_FROM: FileEventKind.MOVED_OUT,
     pyinotify.IN_DELETE: FileEventKind.DELETED,
 }
-_GONE = pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_UNMOUNT
-_MASK = sum(_KINDS) | pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_ONLYDIR
+_GONE = {
+    pyinotify.IN_DELETE_SELF: FileEventKind.FOLDER_GONE,
+    pyinotify.IN_MOVE_SELF: FileEventKind.FOLDER_GONE,
+    # The kernel tells this unasked (inotify(7)).
+    pyinotify.IN_UNMOUNT: FileEventKind.UNMOUNTED,
+}
+_FOLDER = pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_ONLYDIR
+_WITH_MODIFIED = sum(_KINDS) | _FOLDER
+_MASK = _WITH_MODIFIED & ~pyinotify.IN_MODIFY
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,18 @@ class FileEvent:
     kind: FileEventKind
     path: Path | None
     is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What ``watch_tree`` came upon.
+
+    ``files`` are all that were no folders when the watch of their folder stood; ``unwatched`` are
+    folders that could not be watched, or not be read, and why.
+    """
+
+    files: tuple[Path, ...]
+    unwatched: Mapping[Path, str]
 
 
 _OVERFLOW = FileEvent(FileEventKind.OVERFLOW, None, is_folder=False)
@@ -109,14 +139,27 @@ class Watcher:
         """The folders that are watched now."""
         return frozenset(self._descriptors)
 
-    async def watch(self, folder: Path) -> None:
+    async def watch(self, folder: Path, *, modified: bool = False) -> None:
         """Watch a folder; nothing happens where it is watched already.
 
-        What happens in the folder after this returns becomes events. Raises: ``OSError`` with a
-        sentence where it is no folder, cannot be read, or where the user has too many watches.
+        What happens in the folder after this returns becomes events, ``MODIFIED`` only if it is
+        asked for. Raises: ``OSError`` with a sentence where it is no folder, cannot be read, or
+        where the user has too many watches.
         """
         if not self._closed:
-            await self._loop.run_in_executor(self._thread, self._add, folder)
+            mask = _WITH_MODIFIED if modified else _MASK
+            await self._loop.run_in_executor(self._thread, self._add, folder, mask)
+
+    async def watch_tree(self, root: Path, *, skip: AbstractSet[Path] = frozenset()) -> Tree:
+        """Watch a folder and all below it, but for those in ``skip`` and what is below them.
+
+        Links to folders are not followed. Each folder is listed when its watch stands: whatever
+        comes into it is in the result, or becomes an event, or both. One that goes meanwhile is
+        none.
+        """
+        if self._closed:
+            return Tree((), {})
+        return await self._loop.run_in_executor(self._thread, self._add_tree, root, skip)
 
     async def unwatch(self, folder: Path) -> None:
         """Watch a folder no longer; nothing happens where it is not watched.
@@ -126,7 +169,12 @@ class Watcher:
         if not self._closed:
             await self._loop.run_in_executor(self._thread, self._remove, folder)
 
-    async def events(self) -> AsyncIterator[FileEvent]:
+    async def unwatch_tree(self, root: Path) -> None:
+        """Do the same with a folder and all below it; it looks at every folder that is watched."""
+        if not self._closed:
+            await self._loop.run_in_executor(self._thread, self._remove_tree, root)
+
+    async def events(self) -> AsyncGenerator[FileEvent, None]:
         """Give events as they come, until ``close``. One reader at a time."""
         while (event := await self._waiting.get()) is not None:
             yield event
@@ -167,21 +215,49 @@ class Watcher:
 
     # What follows runs in the thread.
 
-    def _add(self, folder: Path) -> None:
+    def _add(self, folder: Path, mask: int = _MASK) -> None:
         if folder in self._descriptors:
             return
         try:
             added = self._manager.add_watch(
-                str(folder), _MASK, lambda event: self._take(folder, event), quiet=False
+                str(folder), mask, lambda event: self._take(folder, event), quiet=False
             )
-        except pyinotify.WatchManagerError as error:
+        except (pyinotify.WatchManagerError, UnicodeError) as error:
             raise OSError(f"cannot watch {folder}: {error}") from error
         self._descriptors[folder] = next(iter(added.values()))
+
+    def _add_tree(self, root: Path, skip: AbstractSet[Path]) -> Tree:
+        files: list[Path] = []
+        unwatched: dict[Path, str] = {}
+        todo = [root]
+        while todo:
+            folder = todo.pop()
+            try:
+                self._add(folder)
+            except OSError as error:
+                unwatched[folder] = str(error)
+            try:
+                folders, others = _entries(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                unwatched.pop(folder, None)
+                continue
+            except OSError as error:
+                unwatched[folder] = f"cannot read {folder}: {error.strerror}"
+                continue
+            files += others
+            todo += [each for each in folders if each not in skip]
+        return Tree(tuple(files), unwatched)
 
     def _remove(self, folder: Path) -> None:
         descriptor = self._descriptors.pop(folder, None)
         if descriptor is not None:
             self._manager.rm_watch(descriptor)
+
+    def _remove_tree(self, root: Path) -> None:
+        self._remove(root)
+        below = f"{root}{os.sep}"
+        for folder in [each for each in self._descriptors if str(each).startswith(below)]:
+            self._remove(folder)
 
     def _read(self) -> list[FileEvent]:
         self._seen = []
@@ -194,10 +270,23 @@ class Watcher:
         return self._seen
 
     def _take(self, folder: Path, event: pyinotify.Event) -> None:
-        if event.mask & _GONE and folder in self._descriptors:
-            # A folder that was moved away is still watched, under a name that is no longer true.
-            self._remove(folder)
-            self._seen.append(FileEvent(FileEventKind.FOLDER_GONE, folder, is_folder=True))
+        for flag, kind in _GONE.items():
+            # Another folder may bear its name by now, and be watched.
+            if event.mask & flag and self._descriptors.get(folder) == event.wd:
+                # One that was moved away is still watched, under a name that is no longer true.
+                self._remove(folder)
+                self._seen.append(FileEvent(kind, folder, is_folder=True))
         for flag, kind in _KINDS.items():
             if event.mask & flag:
                 self._seen.append(FileEvent(kind, folder / event.name, event.dir))
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the folders in a folder, and what is none."""
+    folders: list[Path] = []
+    others: list[Path] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            (folders if is_folder else others).append(folder / entry.name)
+    return folders, others

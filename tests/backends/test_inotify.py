@@ -13,7 +13,7 @@ import pytest
 
 from cacheagent.backends import inotify
 from cacheagent.backends.inotify import FileEvent, FileEventKind, Watcher
-from tests.needs import require
+from tests.needs import require, require_programs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -85,6 +85,84 @@ async def test_a_watched_folder_that_goes_is_told_once(
     (folder / "new").touch()
     (event, _) = await _take(watcher, 2)
     assert event == FileEvent(FileEventKind.CREATED, folder / "new", is_folder=False)
+
+
+async def test_a_folder_that_is_watched_anew_outlives_the_end_of_the_old_one(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    """The kernel tells late of the end of a folder that somebody still has open."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    await watcher.watch(tmp_path)
+    await watcher.watch(folder)
+    held = os.open(folder, os.O_RDONLY)
+    folder.rmdir()
+    assert await _take(watcher, 1) == [FileEvent(FileEventKind.DELETED, folder, is_folder=True)]
+    await watcher.unwatch(folder)
+    folder.mkdir()
+    await watcher.watch(folder)
+    os.close(held)
+    (folder / "new").mkdir()
+    assert await _take(watcher, 2) == [
+        FileEvent(FileEventKind.CREATED, folder, is_folder=True),
+        FileEvent(FileEventKind.CREATED, folder / "new", is_folder=True),
+    ]
+
+
+async def test_a_change_within_a_file_is_told_where_it_was_asked_for(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    """truncate(2) opens nothing, so that no writer closes anything."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "base").write_bytes(b"12345678")
+    await watcher.watch(one)
+    await watcher.watch(other, modified=True)
+    for folder in (one, other):
+        os.truncate(folder / "base", 4)
+    assert await _take(watcher, 1) == [
+        FileEvent(FileEventKind.MODIFIED, other / "base", is_folder=False)
+    ]
+
+
+async def test_a_tree_is_watched_and_listed(tmp_path: Path, watcher: Watcher) -> None:
+    """All folders but those to be left out; links are files, wherever they lead."""
+    deep, left_out = tmp_path / "a" / "b", tmp_path / "c"
+    for folder in (deep, left_out / "d"):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    (tmp_path / "link").symlink_to(left_out)
+    tree = await watcher.watch_tree(tmp_path, skip={left_out})
+    assert sorted(tree.files) == [deep / "file", tmp_path / "link"]
+    assert tree.unwatched == {}
+    assert watcher.folders == {tmp_path, tmp_path / "a", deep}
+    (deep / "new").mkdir()
+    assert [event.path for event in await _take(watcher, 1)] == [deep / "new"]
+
+
+async def test_a_tree_that_was_moved_is_unwatched_as_a_whole(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    """What happens in it has another name now."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "deep").mkdir(parents=True)
+    (tmp_path / "older").mkdir()
+    await watcher.watch_tree(tmp_path)
+    old.rename(new)
+    await _take(watcher, 3)
+    await watcher.unwatch_tree(old)
+    assert watcher.folders == {tmp_path, tmp_path / "older"}
+    (new / "deep" / "unseen").mkdir()
+    await watcher.watch_tree(new)
+    (new / "deep" / "seen").mkdir()
+    assert [event.path for event in await _take(watcher, 1)] == [new / "deep" / "seen"]
+
+
+async def test_a_tree_that_has_gone_is_empty(tmp_path: Path, watcher: Watcher) -> None:
+    """A folder that was deleted between its event and the look at it is no failure."""
+    tree = await watcher.watch_tree(tmp_path / "gone")
+    assert (tree.files, tree.unwatched) == ((), {})
 
 
 async def test_an_unwatched_folder_is_silent(tmp_path: Path, watcher: Watcher) -> None:
@@ -208,3 +286,62 @@ def test_importing_it_is_silent() -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def _alone(code: str, folder: Path) -> list[str]:
+    """Run code, for which ``folder`` is its own, as root of a namespace; give what it prints."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    require_programs("unshare", "mount", "umount")
+    may = subprocess.run([*alone, "mount", "-t", "tmpfs", "x", folder], check=False)
+    require(may.returncode == 0, "no namespace may be made, or nothing be mounted in one")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", code, folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_file_system_that_goes_is_told(tmp_path: Path) -> None:
+    """The reader learns that it is blind there: the files may all be well."""
+    code = """if True:
+        import asyncio, pathlib, subprocess, sys
+        from cacheagent.backends.inotify import Watcher
+
+        async def main(folder):
+            subprocess.run(["mount", "-t", "tmpfs", "x", folder], check=True)
+            (folder / "deep").mkdir()
+            async with await Watcher.open() as watcher:
+                await watcher.watch_tree(folder)
+                subprocess.run(["umount", folder], check=True)
+                events = watcher.events()
+                for event in sorted([await anext(events), await anext(events)], key=str):
+                    print(event.kind.name, event.path.relative_to(folder), watcher.folders)
+
+        asyncio.run(main(pathlib.Path(sys.argv[1])))
+    """
+    assert _alone(code, tmp_path) == [
+        "UNMOUNTED . frozenset()",
+        "UNMOUNTED deep frozenset()",
+    ]
+
+
+def test_too_many_watches_are_told(tmp_path: Path) -> None:
+    """What can be watched is watched; what cannot be is named with the reason."""
+    code = """if True:
+        import asyncio, pathlib, sys
+        from cacheagent.backends.inotify import Watcher
+
+        async def main(folder):
+            pathlib.Path("/proc/sys/user/max_inotify_watches").write_text("2")
+            async with await Watcher.open() as watcher:
+                tree = await watcher.watch_tree(folder)
+                print(len(watcher.folders), len(tree.files), *tree.unwatched.values())
+
+        asyncio.run(main(pathlib.Path(sys.argv[1])))
+    """
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (told,) = _alone(code, tmp_path)
+    assert told.startswith(f"2 2 cannot watch {tmp_path}/")
+    assert "ENOSPC" in told
