@@ -245,8 +245,8 @@ def test_what_is_no_file_is_passed_by(host: Host) -> None:
     """Pipes and devices are not opened, and what nobody can open leads nowhere."""
     os.mkfifo(host.instances / "pipe")
     (host.folder / "loop").symlink_to("loop")
-    names = (host.instances / "pipe", "/dev/null", host.folder, "..", "../../loop", "x" * 300)
-    for number, name in enumerate(names):
+    names = [str(host.instances / "pipe"), "/dev/null", str(host.folder), "..", "../../loop"]
+    for number, name in enumerate([*names, "x" * 300]):
         host.overlay(f"{number}/disk", name)
     assert host.users() == {}
 
