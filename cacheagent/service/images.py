@@ -52,6 +52,7 @@ class Images:
         self._now = parts.now
         self._store = parts.store
         self._background = parts.background
+        self._room = parts.room
         self._evictions = evictions
         self._bases = bases
         self._use = use
@@ -120,7 +121,7 @@ class Images:
             # Whoever goes away now leaves no intent that nobody works on.
             result = await uninterrupted(self._begin(image_id, caller))
         if pin:
-            await self._catalog.pin(image_id, self._now())
+            await self._pin(image_id)
         return await self._view(await self._known(image_id)), result
 
     async def _begin(self, image_id: ImageId, caller: Caller) -> CacheResult:
@@ -148,7 +149,10 @@ class Images:
         """
         await self._access.check(image_id, caller)
         await self._known(image_id)
-        await self._catalog.pin(image_id, self._now())
+        await self._pin(image_id)
+
+    async def _pin(self, image_id: ImageId) -> None:
+        await self._room.retrying(lambda: self._catalog.pin(image_id, self._now()))
 
     async def unpin(self, image_id: ImageId, caller: Caller) -> None:
         """Take the pin away.
@@ -159,7 +163,7 @@ class Images:
         """
         await self._access.check(image_id, caller)
         await self._known(image_id)
-        await self._catalog.unpin(image_id)
+        await self._room.retrying(lambda: self._catalog.unpin(image_id))
 
     async def evict(self, image_id: ImageId, caller: Caller) -> None:
         """Remove the base of the image now, and forget what it stood for.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -85,7 +86,7 @@ class Removal:
             if holders := users[each.base.base_id] or await self._intend(each.base):
                 skipped.append(Skipped(eviction=each, users=holders))
             else:
-                await self._store.trash_base(each.base.base_id, each.base.format)
+                await self._trash(each.base)
                 trashed.append(each)
         late = await self._late_users(trashed)
         for each, found in zip(trashed, late, strict=True):
@@ -107,15 +108,29 @@ class Removal:
         for cached in images:
             if self._bases.waiters(cached.image.image_id):
                 return (User(kind=UserKind.WAITER, detail=cached.image.image_id),)
-        return await self._written(lambda: self._catalog.begin_eviction(base.base_id, self._now()))
+        return await self._despite_full(
+            lambda: self._catalog.begin_eviction(base.base_id, self._now())
+        )
 
-    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write to the catalog; on a file system that is full, with the bytes kept for this."""
+    async def _trash(self, base: Base) -> None:
+        """Rename the base into the trash; one that stays where it is, is handed out again."""
+        trash = partial(self._store.trash_base, base.base_id, base.format)
         try:
-            return await write()
+            await self._despite_full(trash)
+        except BaseException:
+            await self._catalog.set_base_state(base.base_id, base.state)
+            raise
+
+    async def _despite_full(self, deed: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs a little room; on a file system that is full, with what is kept for this.
+
+        A row needs some, and so may the folder that a file is renamed into.
+        """
+        try:
+            return await deed()
         except DiskFullError:
             await self._store.run(spare.spend, self._store.layout.spare)
-            return await write()
+            return await deed()
 
     async def _late_users(self, trashed: Sequence[Eviction]) -> list[tuple[User, ...]]:
         if not trashed:
@@ -127,8 +142,8 @@ class Removal:
         return [found[each.base.base_id] for each in trashed]
 
     async def _put_back(self, base: Base, users: tuple[User, ...]) -> None:
-        await self._store.restore_base(base.base_id, base.format)
-        await self._written(lambda: self._catalog.set_base_state(base.base_id, base.state))
+        await self._despite_full(partial(self._store.restore_base, base.base_id, base.format))
+        await self._despite_full(lambda: self._catalog.set_base_state(base.base_id, base.state))
         _log.warning(
             "a base was put back: it came into use while it went",
             base_id=base.base_id,
@@ -137,7 +152,7 @@ class Removal:
 
     async def _drop(self, eviction: Eviction) -> None:
         base = eviction.base
-        await self._written(lambda: self._catalog.remove_base(base.base_id))
+        await self._despite_full(lambda: self._catalog.remove_base(base.base_id))
         if base.state is BaseState.QUARANTINED:
             await self._store.drop_quarantined(base.base_id, base.format)
         await self._store.drop_trashed(base.base_id, base.format)
