@@ -41,6 +41,7 @@ from cacheagent.model.values import (
     check_label,
 )
 from cacheagent.model.views import (
+    Counts,
     DiskView,
     ImageView,
     SpaceUsage,
@@ -62,6 +63,7 @@ __all__ = [
     "CacheResult",
     "CachedImage",
     "Caller",
+    "Counts",
     "Digest",
     "Disk",
     "DiskFormat",

@@ -9,7 +9,15 @@ from datetime import datetime
 from pathlib import Path
 
 from cacheagent.model.ids import BaseId
-from cacheagent.model.values import Base, Disk, DiskKey, GlanceImage, ImageState, Progress
+from cacheagent.model.values import (
+    Base,
+    Disk,
+    DiskKey,
+    DiskMode,
+    GlanceImage,
+    ImageState,
+    Progress,
+)
 
 
 class UserKind(enum.StrEnum):
@@ -119,6 +127,30 @@ class Verification:
     bytes_read: int
     seconds: float
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What the catalog holds, counted.
+
+    ``in_use`` are bases that a disk, a pin or a lease holds; ``oldest_unused`` is the last use of
+    the one unused longest, None where all are in use. ``allocated``, ``virtual`` and ``apparent``
+    are the bytes that all bases take, that their disks have, and that their files are long.
+    ``ready_disks`` leaves out those that are being made, or failed.
+    """
+
+    bases: int
+    quarantined: int
+    in_use: int
+    pinned: int
+    leases: int
+    disks: int
+    instances: int
+    ready_disks: Mapping[DiskMode, int]
+    allocated: int
+    virtual: int
+    apparent: int
+    oldest_unused: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

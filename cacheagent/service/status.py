@@ -6,21 +6,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import cacheagent
-from cacheagent.model import (
-    BaseState,
-    DiskFormat,
-    DiskMode,
-    DiskState,
-    ImageState,
-    SpaceUsage,
-    StatusView,
-)
+from cacheagent.model import BaseState, ImageState, SpaceUsage, StatusView
+from cacheagent.policy.eviction import watermark
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime
 
-    from cacheagent.model import Base, BaseId, CachedImage, Disk, ImageId
+    from cacheagent.model import Counts, ImageId
     from cacheagent.service.bases import Bases
     from cacheagent.service.parts import Parts
 
@@ -48,7 +41,7 @@ class Status:
     async def status(self) -> StatusView:
         """Give the agent at a glance."""
         usage = await self._store.usage()
-        bases = await self._catalog.bases()
+        counts = await self._catalog.counts(self._now())
         high, low = self._watermarks(usage)
         contact = self._glance.contact
         return StatusView(
@@ -58,12 +51,12 @@ class Status:
             ready=self.ready,
             stopping=self.stopping,
             space=usage,
-            cache_allocated=sum(base.allocated for base in bases),
+            cache_allocated=counts.allocated,
             reserved=self._room.reserved,
             high_watermark_bytes=high,
             low_watermark_bytes=low,
             min_free=self._config().eviction.min_free,
-            counts=await self._counts(bases),
+            counts=await self._counts(counts),
             loops=self.loops,
             glance_reachable=contact.reachable,
             glance_checked_at=contact.at,
@@ -71,58 +64,53 @@ class Status:
 
     async def refresh_metrics(self) -> None:
         """Bring the gauges up to date."""
-        images = await self._catalog.images()
-        bases = await self._catalog.bases()
-        disks = await self._catalog.disks()
-        self._count_images(images, bases)
-        self._count_bases(bases, disks)
-        self._metrics.bases_pinned.set(len(_pinned(images, await self._catalog.pins())))
+        counts = await self._catalog.counts(self._now())
+        self._count_images(await self._catalog.image_states())
+        self._count_bases(counts)
+        for mode, number in counts.ready_disks.items():
+            self._metrics.disks.labels(mode=mode).set(number)
+        self._metrics.leases.set(counts.leases)
         self._metrics.download_waiters.set(self._bases.all_waiters())
         await self._measure_space()
 
-    async def _counts(self, bases: Sequence[Base]) -> Mapping[str, int]:
-        disks = await self._catalog.disks()
+    async def _counts(self, counts: Counts) -> Mapping[str, int]:
         return {
-            "images": len(await self._catalog.images()),
-            "bases": len(bases),
-            "disks": len(disks),
-            "instances": len({disk.key.instance_id for disk in disks}),
+            "images": len(await self._catalog.image_states()),
+            "bases": counts.bases,
+            "bases_in_use": counts.in_use,
+            "pinned": counts.pinned,
+            "quarantined": counts.quarantined,
+            "leases": counts.leases,
+            "disks": counts.disks,
+            "instances": counts.instances,
             "downloads": len(self._bases.coming()),
         }
 
-    def _count_images(self, images: Sequence[CachedImage], bases: Sequence[Base]) -> None:
-        states = {base.base_id: base.state for base in bases}
-        counted = Counter(self._image_state(cached, states) for cached in images)
-        counted[ImageState.FAILED] += len(
-            self._bases.failures().keys() - {cached.image.image_id for cached in images}
-        )
+    def _count_images(self, states: Mapping[ImageId, BaseState]) -> None:
+        counted = Counter(self._image_state(*each) for each in states.items())
+        counted[ImageState.FAILED] += len(self._bases.failures().keys() - states.keys())
         for state in ImageState:
             self._metrics.images.labels(state=state).set(counted[state])
 
-    def _image_state(self, cached: CachedImage, states: Mapping[BaseId, BaseState]) -> ImageState:
-        image_id = cached.image.image_id
+    def _image_state(self, image_id: ImageId, state: BaseState) -> ImageState:
         if (progress := self._bases.progress(image_id)) is not None:
             return ImageState(progress.phase)
-        if cached.base_id is None:
+        if state is BaseState.INGESTING:
             failed = image_id in self._bases.failures()
             return ImageState.FAILED if failed else ImageState.QUEUED
-        quarantined = states.get(cached.base_id) is BaseState.QUARANTINED
+        quarantined = state is BaseState.QUARANTINED
         return ImageState.QUARANTINED if quarantined else ImageState.READY
 
-    def _count_bases(self, bases: Sequence[Base], disks: Sequence[Disk]) -> None:
-        used = {disk.base_id for disk in disks if disk.needs_base}
-        unused = [base for base in bases if base.base_id not in used]
-        now = self._now()
-        ages = ((now - base.last_used_at).total_seconds() for base in unused)
+    def _count_bases(self, counts: Counts) -> None:
         sizes = self._metrics.cache_bytes
-        sizes.labels(kind="allocated").set(sum(base.allocated for base in bases))
-        sizes.labels(kind="virtual").set(sum(base.virtual_size for base in bases))
-        sizes.labels(kind="apparent").set(sum(map(_length, bases)))
-        self._metrics.bases_in_use.set(len(bases) - len(unused))
-        self._metrics.oldest_unused_seconds.set(max(ages, default=0.0))
-        modes = Counter(disk.mode for disk in disks if disk.state is DiskState.READY)
-        for mode in DiskMode:
-            self._metrics.disks.labels(mode=mode).set(modes[mode])
+        sizes.labels(kind="allocated").set(counts.allocated)
+        sizes.labels(kind="virtual").set(counts.virtual)
+        sizes.labels(kind="apparent").set(counts.apparent)
+        self._metrics.bases_in_use.set(counts.in_use)
+        self._metrics.bases_pinned.set(counts.pinned)
+        oldest = counts.oldest_unused
+        age = 0.0 if oldest is None else (self._now() - oldest).total_seconds()
+        self._metrics.oldest_unused_seconds.set(max(0.0, age))
 
     async def _measure_space(self) -> None:
         usage = await self._store.usage()
@@ -137,18 +125,7 @@ class Status:
     def _watermarks(self, usage: SpaceUsage) -> tuple[int, int]:
         """Give the used bytes at which eviction starts, and those at which it ends."""
         eviction = self._config().eviction
-        total = usage.total
-        return int(total * eviction.high_watermark / 100), int(total * eviction.low_watermark / 100)
-
-
-def _length(base: Base) -> int:
-    """Give the length of the base's file: a raw disk, or an image that was kept as it came."""
-    return base.virtual_size if base.format is DiskFormat.RAW else base.size
-
-
-def _pinned(images: Iterable[CachedImage], pins: frozenset[ImageId]) -> set[str]:
-    return {
-        cached.base_id
-        for cached in images
-        if cached.base_id is not None and cached.image.image_id in pins
-    }
+        return (
+            watermark(eviction.high_watermark, usage.total),
+            watermark(eviction.low_watermark, usage.total),
+        )

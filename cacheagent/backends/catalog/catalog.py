@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.catalog import holds, queries
+from cacheagent.backends.catalog import counts, holds, queries
 from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         BaseId,
         BaseState,
         CachedImage,
+        Counts,
         Digest,
         Disk,
         DiskKey,
@@ -235,6 +236,14 @@ class Catalog:
     async def pins(self) -> frozenset[ImageId]:
         """Give the images that are pinned."""
         return await self._db.read(queries.pins)
+
+    async def counts(self, now: datetime) -> Counts:
+        """Count everything, without reading it all."""
+        return await self._db.read(counts.counts, now)
+
+    async def image_states(self) -> Mapping[ImageId, BaseState]:
+        """Give each image with the state of its base; INGESTING for one that has none yet."""
+        return await self._db.read(counts.image_states)
 
     async def adopt(
         self,
