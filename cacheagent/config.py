@@ -51,17 +51,9 @@ ImageFormat = Literal["raw", "qcow2", "iso", "vmdk", "vdi", "vhd", "vhdx", "ami"
 
 WITHOUT_EFFECT = frozenset(
     {
-        "eviction.high_watermark",
-        "eviction.interval",
-        "eviction.low_watermark",
-        "eviction.max_idle",
-        "eviction.max_size",
-        "eviction.min_age",
-        "eviction.min_keep",
         "glance.mirrors",
         "glance.revalidate_interval",
         "images.verify_signatures",
-        "qemu.qmp_sockets",
         "scrub.bytes_per_second",
         "scrub.interval",
     }

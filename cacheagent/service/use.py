@@ -98,6 +98,10 @@ class Use:
             if not disk or (instance, name.rpartition(".")[0]) not in disks:
                 yield user
 
+    def _is_somebodys(self, overlay: Path) -> bool:
+        """Tell an overlay from our templates: a folder to scan may hold the state folder."""
+        return overlay.parent != self._layout.templates
+
     def _look(
         self, files: Mapping[BaseId, Path], guests: GuestFiles
     ) -> Mapping[BaseId, tuple[User, ...]]:
@@ -106,7 +110,9 @@ class Use:
         doubts = (*_overlay_doubts(overlays), *_guest_doubts(guests))
         return {
             base_id: (
-                *_users(UserKind.OVERLAY, overlays.users.get(path.name, ())),
+                *_users(
+                    UserKind.OVERLAY, filter(self._is_somebodys, overlays.users.get(path.name, ()))
+                ),
                 *_users(UserKind.GUEST, named.get(path.name, ())),
                 *_open_or_linked(path),
                 *doubts,

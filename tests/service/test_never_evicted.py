@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,7 +25,7 @@ from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from cacheagent.model import User
     from cacheagent.service.bases import Ensured
@@ -86,7 +86,7 @@ def _qemu_img() -> None:
 
 
 @pytest.fixture
-def sockets(tmp_path: Path) -> Iterator[Path]:
+def sockets(tmp_path: Path) -> Path:
     """Give the pattern-free name under which the agent looks for the socket of a guest."""
     return tmp_path / "guest.sock"
 
@@ -97,7 +97,7 @@ async def cache(tmp_path: Path, glance: LyingGlance, sockets: Path) -> AsyncIter
     scanned = tmp_path / "scanned"
     scanned.mkdir()
     (scanned / "somebody's").touch()
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "storage": {"state_dir": str(tmp_path / "state"), "scan_dirs": [str(scanned)]},
         "qemu": {"qmp_sockets": [str(sockets)]},
         "eviction": {"min_free": 0, "min_age": 0, "max_idle": "7d", "high_watermark": 100},
