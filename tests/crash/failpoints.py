@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -73,6 +74,18 @@ LONGEST_WAY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Intrusion:
+    """Somebody else's doing while the daemon works: ``source`` is copied to ``target``.
+
+    ``before`` are the words of the failpoint at which that happens.
+    """
+
+    before: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What a daemon is to do at its failpoints.
 
@@ -83,6 +96,7 @@ class Order:
 
     folder: str
     from_start: bool = False
+    intrusion: Intrusion | None = None
     record: str | None = None
     kill: str | None = None
     occurrence: int = 1
@@ -95,6 +109,7 @@ class Failpoints:
         self._order = order
         self._armed = order.from_start
         self._left = order.occurrence
+        self._intruded = False
         self._inside = threading.local()
         self._write = os.write
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -117,6 +132,7 @@ class Failpoints:
             return
         self._inside.now = True
         name = ": ".join((" > ".join(_way()), what)).removeprefix(": ")
+        self._intrude(name)
         if self._record is not None:
             self._write(self._record, f"{name}\n".encode())
         if name == self._order.kill:
@@ -124,6 +140,14 @@ class Failpoints:
             if not self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._inside.now = False
+
+    def _intrude(self, name: str) -> None:
+        """Let somebody do what he does at this failpoint, once."""
+        intrusion = self._order.intrusion
+        if intrusion is not None and not self._intruded and intrusion.before in name:
+            self._intruded = True
+            Path(intrusion.target).parent.mkdir(exist_ok=True)
+            shutil.copy(intrusion.source, intrusion.target)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take an audit event, whatever it is about."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from cacheagent import daemon
 from cacheagent.config import load_config
-from tests.crash.failpoints import Failpoints, Order
+from tests.crash.failpoints import Failpoints, Intrusion, Order
 
 PR_SET_CHILD_SUBREAPER = 36
 """Whoever loses its parent below this process becomes its child (prctl(2))."""
@@ -61,7 +61,7 @@ def _become_daemon(order: dict[str, Any]) -> None:
         _redirect(order["log"])
         os.environ["NOTIFY_SOCKET"] = order["notify"]
         if order["failpoints"] is not None:
-            Failpoints(Order(**order["failpoints"])).install()
+            Failpoints(_read(order["failpoints"])).install()
         path = Path(order["config"])
         asyncio.run(daemon.run(load_config(path), path))
         status = 0
@@ -72,6 +72,11 @@ def _become_daemon(order: dict[str, Any]) -> None:
         sys.stderr.flush()
         # The buffers and the orders belong to the parent.
         os._exit(status)
+
+
+def _read(failpoints: dict[str, Any]) -> Order:
+    intrusion = failpoints.pop("intrusion")
+    return Order(**failpoints, intrusion=None if intrusion is None else Intrusion(**intrusion))
 
 
 def _redirect(log: str) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tests.crash.failpoints import Intrusion
 from tests.crash.world import Image, Wanted, World
 from tests.e2e.agent import Answer
 
@@ -42,13 +43,15 @@ class Scenario:
     """A deed, and what leads to it.
 
     ``before`` is done by a daemon that nobody kills (None: there was none), ``meanwhile`` to its
-    folder once it has ended. ``deed`` may be repeated, and whoever can do it answers with one of
-    ``statuses``; None: the start alone is the deed. ``after`` looks at what came of it.
+    folder once it has ended, and ``intrusion`` is what somebody does in the midst of the deed.
+    ``deed`` may be repeated, and whoever can do it answers with one of ``statuses``; None: the
+    start alone is the deed. ``after`` looks at what came of it.
     """
 
     name: str
     before: Callable[[World, Images], Awaitable[object]] | None = _nothing
     meanwhile: Callable[[World], None] = _untouched
+    intrusion: Callable[[World], Intrusion] | None = None
     deed: Callable[[World, Images], Awaitable[Answer]] | None = None
     after: Callable[[World, Images], Awaitable[None]] = _nothing
     statuses: frozenset[int] = frozenset({200, 201, 204})
@@ -89,6 +92,23 @@ async def _unused(world: World, images: Images) -> None:
     await world.remove(_disk(images.qcow2))
 
 
+async def _overlay_aside(world: World, images: Images) -> None:
+    """Let an image be here that nobody uses, and an overlay of it lie where nobody looks."""
+    await _used(world, images)
+    made = await world.create(_disk(images.qcow2))
+    shutil.copy(made.body["path"], world.agent.folder / "aside")
+    await world.remove(_disk(images.qcow2))
+
+
+def _overlay_appears(world: World) -> Intrusion:
+    """Put the overlay where it counts, when its base is on its way out."""
+    return Intrusion(
+        before="os.fsync trash",
+        source=str(world.agent.folder / "aside"),
+        target=str(world.agent.state / "instances" / ONE / "root.qcow2"),
+    )
+
+
 async def _of_each(world: World, images: Images) -> None:
     """Let bases and disks of all kinds be here, and an image that nobody uses."""
     await _two_disks(world, images)
@@ -96,6 +116,12 @@ async def _of_each(world: World, images: Images) -> None:
     await world.pull(images.twin)
     await world.create(_disk(images.qcow2, f"{OTHER}/root"))
     await world.create(_disk(images.small, f"{OTHER}/copy", mode="full", format="raw"))
+
+
+async def _of_each_unused(world: World, images: Images) -> None:
+    """Let two bases be here that nobody uses, one of them for two images."""
+    await _of_each(world, images)
+    await world.remove(_disk(images.qcow2, f"{OTHER}/root"))
 
 
 async def _create_in_background(world: World, images: Images) -> Answer:
@@ -108,6 +134,12 @@ async def _create_in_background(world: World, images: Images) -> Answer:
 async def _is_gone(world: World, images: Images) -> None:
     left = {image["image_id"] for image in await world.known_images()}
     assert images.qcow2.image_id not in left
+
+
+async def _is_there_if_used(world: World, images: Images) -> None:
+    """Check that an overlay which was there in time has its base."""
+    known = {image["image_id"] for image in await world.known_images()}
+    assert (f"{ONE}/root" in await world.known_disks()) <= (images.qcow2.image_id in known)
 
 
 async def _is_pinned(world: World, images: Images) -> None:
@@ -240,6 +272,25 @@ SCENARIOS = (
         deed=lambda world, images: world.evict(images.qcow2),
         after=_is_gone,
         statuses=frozenset({204, 404}),
+    ),
+    Scenario(
+        name="eviction of two images of one content",
+        before=_of_each,
+        deed=lambda world, images: world.evict(images.twin),
+        statuses=frozenset({204, 404}),
+    ),
+    Scenario(
+        name="eviction that is taken back",
+        before=_overlay_aside,
+        intrusion=_overlay_appears,
+        deed=lambda world, images: world.evict(images.qcow2),
+        after=_is_there_if_used,
+        statuses=frozenset({204, 404, 409}),
+    ),
+    Scenario(
+        name="pass of eviction",
+        before=_of_each_unused,
+        deed=lambda world, _: world.agent.ask("POST", "/v1/prune", {"free_bytes": 1 << 40}),
     ),
     Scenario(
         name="pin",

@@ -96,6 +96,7 @@ class Trial:
         return Order(
             folder=str(self._agent.state),
             from_start=self._scenario.deed is None,
+            intrusion=self._scenario.intrusion(self._world) if self._scenario.intrusion else None,
             record=record,
             kill=kill,
             occurrence=occurrence,

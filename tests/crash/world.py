@@ -177,6 +177,7 @@ class World:
             assert header.virtual_size == disk["virtual_size_bytes"]
             base = disk["base"] if disk["mode"] == "overlay" else None
             assert header.backing_file == (base["path"] if base else None)
+            assert base is None or Path(base["path"]).is_file()
         else:
             assert path.stat().st_size == disk["virtual_size_bytes"]
         if wanted is not None:
