@@ -25,7 +25,9 @@ from cacheagent.errors import (
 from cacheagent.model import Base, BaseState, CacheResult, GlanceImage, Standing
 from cacheagent.policy import admission
 from cacheagent.policy.verification import has_right_length
+from cacheagent.service.events import EventKind
 from cacheagent.service.meter import Meter
+from cacheagent.service.telling import told
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -46,6 +48,9 @@ PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
 
 LEASE_SECONDS = 600
 """How long a lease of a request counts: much longer than a request needs it."""
+
+UNWANTED = "stopped: nobody waited for it any more"
+BROKEN = "internal error; see the agent's log"
 
 _log = structlog.get_logger(__name__)
 
@@ -94,6 +99,7 @@ class Bases:
         self._glance = parts.glance
         self._room = parts.room
         self._metrics = parts.metrics
+        self._events = parts.events
         self._rules = parts.rules
         self._clock = parts.clock
         self._ingest = ingest
@@ -264,12 +270,13 @@ class Bases:
         """Run once for all who want the image, and keep the books about how it ends."""
         meter = self._meters[image_id] = Meter(self._clock)
         self._failures.pop(image_id, None)
-        reason = "cancelled"
+        reason, why = "cancelled", UNWANTED
         try:
-            ensured = await self._fetch(image_id, caller, meter)
+            async with told(self._events, image_id, meter):
+                ensured = await self._fetch(image_id, caller, meter)
             reason = ""
         except ProblemError as error:
-            reason = error.word
+            reason, why = error.word, str(error)
             await self._give_up(image_id, error)
             if isinstance(error, PERSONAL):
                 raise PersonalError(error, caller.token) from error
@@ -284,12 +291,14 @@ class Bases:
                 await self._catalog.forget_image(image_id)
             raise
         except Exception:
-            reason = "internal"
+            reason, why = "internal", BROKEN
             raise
         finally:
             del self._meters[image_id]
             if reason:
                 self._metrics.download_failures_total.labels(reason=reason).inc()
+                facts = {"image_id": image_id, "reason": reason, "error": why}
+                self._events.emit(EventKind.IMAGE_FAILED, **facts)
         return ensured
 
     async def _fetch(self, image_id: ImageId, caller: Caller, meter: Meter) -> Ensured:
@@ -302,10 +311,10 @@ class Bases:
                 self._remember(image, str(error))
             raise
         except Exception:
-            self._remember(image, "internal error; see the agent's log")
+            self._remember(image, BROKEN)
             raise
         except asyncio.CancelledError:
-            self._remember(image, "stopped: nobody waited for it any more")
+            self._remember(image, UNWANTED)
             raise
 
     async def _bring_in(self, image: GlanceImage, caller: Caller, meter: Meter) -> Ensured:
@@ -340,6 +349,7 @@ class Bases:
         known = tuple(cached.image for cached in images)
         await self._store.write_manifest(Manifest(base=base, images=known))
         await self._store.discard_ingest(image.image_id)
+        self._tell(image, base)
         return Ensured(base, image, CacheResult.HIT)
 
     async def _publish(self, image: GlanceImage, made: Made) -> Ensured:
@@ -359,11 +369,16 @@ class Bases:
         await self._store.drop_quarantined(base_id, manifest.base.format)
         await self._store.discard_ingest(image.image_id)
         _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
+        self._tell(image, manifest.base)
         return Ensured(manifest.base, image, CacheResult.MISS)
 
     async def _record(self, manifest: Manifest) -> None:
         base = manifest.base
         await self._catalog.publish(base, manifest.images, base.fetched_at)
+
+    def _tell(self, image: GlanceImage, base: Base) -> None:
+        facts = {"name": image.name, "base_id": base.base_id, "bytes": base.size}
+        self._events.emit(EventKind.IMAGE_PUBLISHED, image_id=image.image_id, **facts)
 
     def _remember(self, image: GlanceImage, why: str) -> None:
         """Keep the failure for those who ask later."""
