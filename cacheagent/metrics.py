@@ -74,7 +74,7 @@ EVICTION_REASONS = (
 SKIP_REASONS = (*UserKind, "min_age", "min_keep", "never_fits")
 DRIFT_KINDS = (
     *("base_unlisted", "base_missing", "disk_unlisted", "disk_missing"),
-    *("ingest_stale", "state_stale", "unknown_file"),
+    *("ingest_stale", "state_stale", "unknown_file", "doubt"),
 )
 ACCESS_RESULTS = ("allowed", "denied", "remembered", "error")
 GLANCE_CALLS = ("versions", "list", "show", "data", "access")
@@ -250,6 +250,9 @@ class Metrics:
         self.qmp_guests = self._gauge("qmp_guests", "Guests by QMP.", {"state": GUEST_STATES})
         self.inotify_overflows_total = self._counter(
             "inotify_overflows_total", "Times that the kernel dropped events."
+        )
+        self.unwatched_folders = self._gauge(
+            "unwatched_folders", "Folders that cannot be watched: passes find what happens there."
         )
         self.build_info = Info(
             f"{PREFIX}build", "Versions: of cacheagent, Python, qemu-img.", registry=self.registry

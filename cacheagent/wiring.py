@@ -39,6 +39,7 @@ from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
 from cacheagent.service.operator import Operator
 from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.repair import Repair
 from cacheagent.service.room import Room
 from cacheagent.service.status import Status
 from cacheagent.service.use import Use
@@ -88,8 +89,11 @@ def wire(parts: Parts) -> Agent:
     bases = Bases(parts, ingest=Ingest(parts), access=access)
     use = Use(parts, waiters=bases.waiters)
     evictions = Evictions(parts, bases=bases, use=use)
+    repair = Repair(parts, bases, use)
     creation = Creation(parts, bases=bases, making=Making(parts))
     status = Status(parts, bases=bases)
+    reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
+    reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
     return Agent(
@@ -104,8 +108,8 @@ def wire(parts: Parts) -> Agent:
         bases=bases,
         creation=creation,
         background=parts.background,
-        reconciler=Reconciler(Reconcile(parts, bases=bases), parts.now, status.loops),
-        loops=(pruner,),
+        reconciler=reconciler,
+        loops=(pruner, reconciler),
         metrics=parts.metrics,
         events=parts.events,
     )

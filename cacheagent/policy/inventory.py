@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -50,6 +50,7 @@ class Listing:
     ingest: Folder | None
     templates: Folder | None
     trash: Folder | None
+    quarantine: Folder | None
     instances: Mapping[str, Folder | None] | None
     instances_others: frozenset[str] = frozenset()
 
@@ -63,14 +64,16 @@ class LeftoverKind(enum.Enum):
     TEMPLATE = enum.auto()
     UNFINISHED = enum.auto()
     TRASH = enum.auto()
+    TRASHED_MANIFEST = enum.auto()
+    QUARANTINE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """A file of ours, with what its name says: of which image, or of which base, in what format.
+    """A file of ours, with what its name says: of which image, base or disk, in what format.
 
     The record of a part is a ``PART`` as the part is. A template without a base has no
-    ``base_id``.
+    ``base_id``. What is ``UNFINISHED`` belongs to whatever it would become.
     """
 
     kind: LeftoverKind
@@ -78,6 +81,7 @@ class Leftover:
     image_id: ImageId | None = None
     base_id: BaseId | None = None
     format: DiskFormat | None = None
+    key: DiskKey | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,7 @@ def take(layout: Layout, listing: Listing) -> Inventory:
         (layout.ingest, listing.ingest, _in_ingest),
         (layout.templates, listing.templates, _in_templates),
         (layout.trash, listing.trash, _in_trash),
+        (layout.quarantine, listing.quarantine, _in_quarantine),
     ):
         rest.sort(path, folder, _none, leftover)
     rest.add_unknown(layout.instances_dir, listing.instances_others)
@@ -136,7 +141,10 @@ class _Rest:
         main: Callable[[str], T | None],
         leftover: Callable[[Path], Leftover | None],
     ) -> list[T]:
-        """Give what ``main`` takes as its own; note what ``leftover`` takes, and the rest."""
+        """Give what ``main`` takes as its own; note what ``leftover`` takes, and the rest.
+
+        ``leftover`` is also asked what a file would belong to whose making has not ended.
+        """
         found = []
         for name in sorted(folder.files) if folder else ():
             final = parse_unfinished_name(name)
@@ -144,8 +152,9 @@ class _Rest:
                 found.append(item)
             elif (file := leftover(path / name)) is not None:
                 self.leftovers.append(file)
-            elif final is not None and (main(final) or leftover(path / final)):
-                self.leftovers.append(Leftover(kind=LeftoverKind.UNFINISHED, path=path / name))
+            elif final is not None and (file := leftover(path / final)) is not None:
+                unfinished = replace(file, kind=LeftoverKind.UNFINISHED, path=path / name)
+                self.leftovers.append(unfinished)
             else:
                 self.unknown.append(path / name)
         self.add_unknown(path, folder.others if folder else ())
@@ -174,20 +183,28 @@ def _disks(
 ) -> Iterator[tuple[DiskKey, DiskFormat]]:
     for instance_id, folder in instances.items():
         path = layout.instance(instance_id)
-        for name, disk_format in rest.sort(path, folder, parse_disk_file_name, _none):
+        for name, disk_format in rest.sort(path, folder, parse_disk_file_name, _in_instance):
             yield DiskKey(instance_id=instance_id, name=name), disk_format
 
 
 def _none(_: object) -> None:
-    """Take nothing: a room without bases and disks, or without leftovers."""
+    """Take nothing: a room without bases and disks."""
 
 
 def _in_bases(path: Path) -> Leftover | None:
-    described = parse_manifest_name(path.name)
-    if described is None:
+    if described := parse_manifest_name(path.name):
+        return _of_base(LeftoverKind.MANIFEST, path, described)
+    base = parse_base_name(path.name)
+    return None if base is None else _of_base(LeftoverKind.UNFINISHED, path, base)
+
+
+def _in_instance(path: Path) -> Leftover | None:
+    found = parse_disk_file_name(path.name)
+    if found is None:
         return None
-    base_id, disk_format = described
-    return Leftover(kind=LeftoverKind.MANIFEST, path=path, base_id=base_id, format=disk_format)
+    name, disk_format = found
+    key = DiskKey(instance_id=InstanceId(path.parent.name), name=name)
+    return Leftover(kind=LeftoverKind.UNFINISHED, path=path, format=disk_format, key=key)
 
 
 def _in_ingest(path: Path) -> Leftover | None:
@@ -208,6 +225,16 @@ def _in_templates(path: Path) -> Leftover | None:
 
 
 def _in_trash(path: Path) -> Leftover | None:
-    if parse_base_name(path.name) or parse_manifest_name(path.name):
-        return Leftover(kind=LeftoverKind.TRASH, path=path)
-    return None
+    if base := parse_base_name(path.name):
+        return _of_base(LeftoverKind.TRASH, path, base)
+    described = parse_manifest_name(path.name)
+    return described and _of_base(LeftoverKind.TRASHED_MANIFEST, path, described)
+
+
+def _in_quarantine(path: Path) -> Leftover | None:
+    found = parse_base_name(path.name) or parse_manifest_name(path.name)
+    return found and _of_base(LeftoverKind.QUARANTINE, path, found)
+
+
+def _of_base(kind: LeftoverKind, path: Path, base: tuple[BaseId, DiskFormat]) -> Leftover:
+    return Leftover(kind=kind, path=path, base_id=base[0], format=base[1])

@@ -19,6 +19,7 @@ from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -56,6 +57,10 @@ class Creation:
     def wanted(self) -> dict[DiskKey, DiskSpec]:
         """Give the disks that are being created, and as what."""
         return {**dict(self._begun), **dict(self._runs.keys())}
+
+    def alone(self, key: DiskKey) -> AbstractAsyncContextManager[None]:
+        """Keep whoever creates or removes the disk waiting for the body of an ``async with``."""
+        return self._locks.hold(key)
 
     async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Give the disk, and whether it was made now; waits for its base.

@@ -1,29 +1,34 @@
-"""Files and catalog are made to agree: read both, let the policy compare, carry its plan out."""
+"""Files and catalog are made to agree: read both, let the policy compare, carry its plan out.
+
+At the start nothing else works on either, and all is done at once. Later requests are served
+meanwhile: what was read is a suspicion only, and each difference is looked at again under its lock.
+"""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.backends import qcow2
-from cacheagent.errors import NotQcow2Error
-from cacheagent.model import BaseState, Caller, DiskFormat
-from cacheagent.policy import inventory
-from cacheagent.policy.drift import CatalogState, FilesState, FoundBase, FoundDisk, diff
-from cacheagent.policy.sizing import whole_sectors
+from cacheagent.errors import CacheAgentError
+from cacheagent.model import Caller
+from cacheagent.policy.drift import Running, diff
+from cacheagent.service.adoption import Adoption
+from cacheagent.service.mending import Mending
+from cacheagent.service.survey import Survey
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from cacheagent.model import BaseId, DiskKey
-    from cacheagent.policy.drift import DriftPlan
+    from cacheagent.model import BaseId
+    from cacheagent.policy.drift import CatalogState, DriftPlan, FilesState
     from cacheagent.service.bases import Bases
+    from cacheagent.service.creation import Creation
     from cacheagent.service.parts import Parts
-
-STOPPED = "the agent stopped before the disk was made; ask for it again"
+    from cacheagent.service.repair import Repair
+    from cacheagent.service.use import Use
 
 _log = structlog.get_logger(__name__)
 
@@ -31,112 +36,99 @@ _log = structlog.get_logger(__name__)
 class Reconcile:
     """Compares what the catalog says with what lies on disk, and mends the difference."""
 
-    def __init__(self, parts: Parts, *, bases: Bases) -> None:
+    def __init__(
+        self, parts: Parts, *, bases: Bases, creation: Creation, use: Use, repair: Repair
+    ) -> None:
         self._catalog = parts.catalog
-        self._now = parts.now
-        self._store = parts.store
+        self._layout = parts.store.layout
         self._background = parts.background
         self._metrics = parts.metrics
         self._bases = bases
+        self._creation = creation
+        self._repair = repair
+        self._survey = Survey(parts, use=use)
+        self._mending = Mending(
+            parts, bases=bases, creation=creation, repair=repair, survey=self._survey
+        )
+        self._adoption = Adoption(parts, bases=bases)
+        # What was told and is so still; it is not told again.
+        self._told: frozenset[object] = frozenset()
 
     async def run(self, now: datetime) -> DriftPlan:
-        """Compare and mend; nothing else may use the catalog meanwhile. Give what was done."""
-        catalog = CatalogState(
-            bases=tuple(await self._catalog.bases()),
-            images=tuple(await self._catalog.images()),
-            disks=tuple(await self._catalog.disks()),
-        )
-        plan = diff(self._store.layout, catalog, await self._files(), now)
-        await self._mend_rows(plan)
-        await self._adopt(plan)
-        await self._store.remove(plan.remove_files)
+        """Compare and mend; nothing else may use the catalog meanwhile. Give what was done.
+
+        Whoever held a lease is dead. What has to be fetched is fetched in the background. Files
+        that only their digest can prove wait for ``check``: to read them may take long.
+        """
+        await self._catalog.drop_leases()
+        rows, files = await self._survey.rows(), await self._survey.files()
+        plan = await asyncio.to_thread(diff, self._layout, rows, files, now)
+        await self._mending.all_at_once(plan, files)
         self._tell(plan)
         for image_id in plan.resume_ingests:
             work = self._bases.ensure(image_id, Caller())
             self._background.start(work, f"resumption of image {image_id}")
+        for base in rows.bases:
+            if base.base_id in plan.lost_bases:
+                self._background.start(self._repair.lost(base), f"repair of base {base.base_id}")
         return plan
 
-    async def _files(self) -> FilesState:
-        layout = self._store.layout
-        found = inventory.take(layout, await self._store.listing())
-        return FilesState(
-            inventory=found,
-            bases=tuple([await self._base(*name) for name in found.bases]),
-            disks=tuple([await self._store.run(self._disk, *name) for name in found.disks]),
+    async def check(self, now: datetime) -> DriftPlan:
+        """Compare and mend while requests are served. Give the differences that were seen.
+
+        At the end the files are read that may be bases and have lost their manifest.
+        """
+        before = self._running(())
+        rows = await self._survey.rows()
+        files = await self._survey.files(known=rows.disks)
+        running = _both(before, self._running(_base_ids(rows, files)))
+        plan = await asyncio.to_thread(diff, self._layout, rows, files, now, running)
+        await self._mending.one_by_one(plan, files)
+        self._tell(plan)
+        for name in plan.unproved_bases:
+            try:
+                await self._adoption.prove(*name)
+            except (CacheAgentError, OSError) as error:
+                _log.warning("a file cannot be proved", base_id=name[0], why=str(error))
+        return plan
+
+    def _running(self, base_ids: Sequence[BaseId]) -> Running:
+        return Running(
+            images=self._bases.coming(),
+            disks=frozenset(self._creation.wanted()),
+            bases=frozenset(filter(self._bases.locks.held, base_ids)),
         )
-
-    async def _base(self, base_id: BaseId, disk_format: DiskFormat) -> FoundBase:
-        manifest = await self._store.read_manifest(base_id, disk_format)
-        return FoundBase(
-            base_id=base_id,
-            format=disk_format,
-            allocated=await self._store.allocated(self._store.layout.base(base_id, disk_format)),
-            manifest=None if manifest is None else manifest.base,
-            images=() if manifest is None else manifest.images,
-        )
-
-    def _disk(self, key: DiskKey, disk_format: DiskFormat) -> FoundDisk:
-        """Look at a disk, which a guest may have written: at its header, never at its content."""
-        path = self._store.layout.disk(key, disk_format)
-        try:
-            if disk_format is DiskFormat.RAW:
-                size = path.lstat().st_size
-                # A disk is whole sectors long; anything else was not made by us.
-                doubtful = size == 0 or size != whole_sectors(size)
-                return FoundDisk(key=key, format=disk_format, virtual_size=size, doubtful=doubtful)
-            header = qcow2.read_header(path, follow_symlinks=False)
-        except (OSError, NotQcow2Error) as error:
-            _log.warning("a disk cannot be read", path=str(path), why=str(error))
-            return FoundDisk(key=key, format=disk_format, doubtful=True)
-        base = None
-        if header.backing_file is not None:
-            base = self._store.layout.base_of(_absolute(path, header.backing_file))
-        return FoundDisk(
-            key=key,
-            format=disk_format,
-            virtual_size=header.virtual_size,
-            backing=None if base is None else base[0],
-            doubtful=header.external_data_file or (header.backing_file is not None) != bool(base),
-        )
-
-    async def _mend_rows(self, plan: DriftPlan) -> None:
-        now = self._now()
-        for base_id in (*plan.drop_base_rows, *plan.finish_evictions):
-            await self._catalog.remove_base(base_id)
-        for key in plan.drop_disk_rows:
-            await self._clear_away(key)
-            await self._catalog.remove_disk(key, now)
-        for base_id in plan.revert_evictions:
-            await self._catalog.set_base_state(base_id, BaseState.READY)
-
-    async def _clear_away(self, key: DiskKey) -> None:
-        """Remove the empty folder that a removal of the disk has left when it was cut off."""
-        try:
-            await self._store.abandon_disk(key)
-        except OSError as error:
-            _log.warning("a folder is left", instance_id=key.instance_id, why=str(error))
-
-    async def _adopt(self, plan: DriftPlan) -> None:
-        await self._catalog.adopt(
-            bases=plan.adopt_bases, images=plan.adopt_images, disks=plan.adopt_disks
-        )
-        now = self._now()
-        for disk in plan.finish_disks:
-            await self._catalog.finish_disk(disk.key, virtual_size=disk.virtual_size, now=now)
-        for key in plan.fail_disks:
-            await self._catalog.fail_disk(key, STOPPED)
 
     def _tell(self, plan: DriftPlan) -> None:
-        counts = plan.counts()
+        """Count and log what is new; what lasts counted when it was found."""
+        lasting = (*plan.strays, *plan.unknown, *plan.doubtful_disks)
+        new = frozenset(lasting) - self._told
+        self._told = frozenset(lasting)
+        counts = {
+            **plan.counts(),
+            "unknown_file": len(new.intersection((*plan.strays, *plan.unknown))),
+            "doubt": len(new.intersection(plan.doubtful_disks)),
+        }
         for kind, count in counts.items():
             self._metrics.reconcile_drift_total.labels(kind=kind).inc(count)
         self._metrics.unknown_files.set(len(plan.strays) + len(plan.unknown))
         _log.info("reconciled", **counts)
         for path in (*plan.strays, *plan.unknown):
-            _log.warning("a file that is not ours is left alone", path=str(path))
+            if path in new:
+                _log.warning("a file that is not ours is left alone", path=str(path))
 
 
-def _absolute(overlay: Path, backing_file: str) -> Path:
-    """Give the path that a backing file's name means; it may name nothing of ours."""
-    # Not resolved: a name that leads to a base by a detour is left to the proof of use.
-    return Path(os.path.normpath(overlay.parent / backing_file))
+def _base_ids(rows: CatalogState, files: FilesState) -> Sequence[BaseId]:
+    """Give every base of which anything is there."""
+    left = (each.base_id for each in files.inventory.leftovers if each.base_id is not None)
+    found = (each.base_id for each in files.bases)
+    return tuple({*(base.base_id for base in rows.bases), *found, *left})
+
+
+def _both(one: Running, other: Running) -> Running:
+    """Give what was worked on at either time."""
+    return Running(
+        images=one.images | other.images,
+        disks=one.disks | other.disks,
+        bases=one.bases | other.bases,
+    )

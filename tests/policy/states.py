@@ -19,10 +19,12 @@ from cacheagent.policy.drift import (
     FilesState,
     FoundBase,
     FoundDisk,
+    Running,
     diff,
 )
 from cacheagent.policy.inventory import Inventory, Leftover
 from cacheagent.policy.layout import Layout
+from cacheagent.policy.verification import is_as_it_came
 from tests.fakes.values import NOW, base_id, disk_key, glance_image, instance_id
 
 LAYOUT = Layout(state_dir=Path("/state"), instances_dir=Path("/instances"))
@@ -39,6 +41,7 @@ def files_state(
     bases_readable: bool = True,
     instances: tuple[int, ...] | None = (1, 2),
     unreadable: tuple[int, ...] = (),
+    wanted_trash: tuple[FoundBase, ...] = (),
 ) -> FilesState:
     """Give files: these bases and disks, two instances' folders, and whatever else is told."""
     bases = tuple(each for each in found if isinstance(each, FoundBase))
@@ -52,7 +55,7 @@ def files_state(
         leftovers=leftovers,
         unknown=unknown,
     )
-    return FilesState(inventory=inventory, bases=bases, disks=disks)
+    return FilesState(inventory=inventory, bases=bases, disks=disks, wanted_trash=wanted_trash)
 
 
 def found_base(row: Base, *images: GlanceImage) -> FoundBase:
@@ -60,6 +63,7 @@ def found_base(row: Base, *images: GlanceImage) -> FoundBase:
     return FoundBase(
         base_id=row.base_id,
         format=row.format,
+        length=row.size if is_as_it_came(row) else row.virtual_size,
         allocated=row.allocated,
         manifest=row,
         images=images,
@@ -91,6 +95,6 @@ def cached_image(number: int, base_number: int | None) -> CachedImage:
     return CachedImage(image=glance_image(number), base_id=of, requested_at=NOW)
 
 
-def plan(catalog: CatalogState, files: FilesState) -> DriftPlan:
-    """Compare them, a month later."""
-    return diff(LAYOUT, catalog, files, LATER)
+def plan(catalog: CatalogState, files: FilesState, running: Running | None = None) -> DriftPlan:
+    """Compare them, a month later; ``running`` None is the start."""
+    return diff(LAYOUT, catalog, files, LATER, running)

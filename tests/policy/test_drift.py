@@ -12,9 +12,18 @@ from cacheagent.model import (
     Base,
     BaseState,
     CacheResult,
+    Disk,
     DiskMode,
+    DiskState,
 )
-from cacheagent.policy.drift import DriftPlan, FinishedDisk, FoundBase, FoundDisk
+from cacheagent.policy.drift import (
+    CatalogState,
+    DriftPlan,
+    FilesState,
+    FinishedDisk,
+    FoundDisk,
+    Running,
+)
 from cacheagent.policy.inventory import Leftover, LeftoverKind
 from tests.fakes.values import base, base_id, disk, disk_key, glance_image, image_id
 from tests.policy.states import (
@@ -31,6 +40,18 @@ from tests.policy.states import (
     found_overlay,
     plan,
 )
+
+
+def trashed(number: int) -> tuple[Leftover, ...]:
+    """Give what an eviction has put into the trash: a base and its manifest."""
+    base_file = Leftover(
+        kind=LeftoverKind.TRASH,
+        path=LAYOUT.trashed(base_id(number), RAW),
+        base_id=base_id(number),
+        format=RAW,
+    )
+    manifest = LAYOUT.trashed_manifest(base_id(number), RAW)
+    return base_file, replace(base_file, kind=LeftoverKind.TRASHED_MANIFEST, path=manifest)
 
 
 def test_where_both_agree_nothing_is_done() -> None:
@@ -77,24 +98,54 @@ def test_a_base_published_just_before_the_crash_is_taken_in() -> None:
 
 @pytest.mark.parametrize("manifest", [None, base(2), base(1, format=QCOW2)])
 def test_a_file_without_its_manifest_is_no_base(manifest: Base | None) -> None:
-    """What nobody verified is left alone, whatever its name says."""
+    """What nobody verified is left alone, whatever its name says, until its digest proves it."""
     found = replace(found_base(base(1)), manifest=manifest)
     made = plan(catalog_state(), files_state(found))
-    assert made == DriftPlan(strays=(LAYOUT.base(base_id(1), RAW),))
+    assert made == DriftPlan(
+        strays=(LAYOUT.base(base_id(1), RAW),), unproved_bases=((base_id(1), RAW),)
+    )
 
 
-def test_a_base_that_is_known_needs_no_manifest() -> None:
-    """A manifest that was lost takes no base away."""
+def test_a_file_of_another_length_than_its_manifest_says_is_no_base() -> None:
+    """A base that became shorter while there was no catalog is not taken for whole."""
+    found = replace(found_base(base(1)), length=1)
+    made = plan(catalog_state(), files_state(found))
+    assert (made.adopt_bases, made.unproved_bases) == ((), ((base_id(1), RAW),))
+
+
+def test_a_manifest_that_was_lost_is_written_again() -> None:
+    """It takes no base away, and the next loss of a catalog must not either."""
     found = replace(found_base(base(1)), manifest=None)
-    assert plan(catalog_state(base(1)), files_state(found)) == NOTHING
+    made = plan(catalog_state(base(1)), files_state(found))
+    assert made == DriftPlan(write_manifests=(base_id(1),))
+
+
+def test_a_base_of_another_length_is_to_be_repaired() -> None:
+    """Whoever truncated it, no disk can rely on it any more."""
+    found = replace(found_base(base(1)), length=1)
+    assert plan(catalog_state(base(1)), files_state(found)) == DriftPlan(lost_bases=(base_id(1),))
 
 
 def test_a_base_without_its_file_is_dropped() -> None:
     """A row that promises a file that is gone goes, and its images with it."""
-    made = plan(
-        catalog_state(base(1), cached_image(1, 1), disk(KEY, 1)), files_state(found_overlay())
-    )
+    full = disk(KEY, 1, mode=DiskMode.FULL)
+    made = plan(catalog_state(base(1), cached_image(1, 1), full), files_state(found_overlay()))
     assert made == DriftPlan(drop_base_rows=(base_id(1),))
+
+
+@pytest.mark.parametrize("known", [(), (disk(KEY, 1),)])
+def test_a_base_without_its_file_that_disks_need_is_to_be_fetched_anew(
+    known: tuple[Disk, ...],
+) -> None:
+    """Its overlays, known or just found, are worth nothing without it."""
+    made = plan(catalog_state(base(1), cached_image(1, 1), *known), files_state(found_overlay()))
+    assert (made.lost_bases, made.drop_base_rows) == ((base_id(1),), ())
+
+
+def test_a_base_that_its_last_disk_has_left_is_not_fetched_anew() -> None:
+    """A disk whose file has gone as well needs no base."""
+    made = plan(catalog_state(base(1), disk(KEY, 1)), files_state())
+    assert made == DriftPlan(drop_base_rows=(base_id(1),), drop_disk_rows=(KEY,))
 
 
 def test_a_base_in_another_format_takes_the_place_of_its_row() -> None:
@@ -154,7 +205,7 @@ def test_an_eviction_that_took_the_file_is_ended() -> None:
         Leftover(
             kind=LeftoverKind.TEMPLATE, path=Path("template"), base_id=base_id(1), format=QCOW2
         ),
-        Leftover(kind=LeftoverKind.TRASH, path=LAYOUT.trashed(base_id(1), RAW)),
+        *trashed(1),
     )
     row = base(1, state=BaseState.EVICTING)
     made = plan(catalog_state(row), files_state(leftovers=leftovers))
@@ -164,12 +215,30 @@ def test_an_eviction_that_took_the_file_is_ended() -> None:
     )
 
 
-@pytest.mark.parametrize("found", [(), (found_base(base(1)),)])
-def test_a_quarantined_base_stays_what_it_is(found: tuple[FoundBase, ...]) -> None:
-    """What failed verification is no base again, wherever its file lies; its manifest stays."""
-    manifest = Leftover(kind=LeftoverKind.MANIFEST, path=Path("m"), base_id=base_id(1), format=RAW)
+def test_a_quarantined_base_stays_what_it_is() -> None:
+    """What failed verification is no base again; its file and its manifest stay."""
+    left = (
+        Leftover(kind=LeftoverKind.MANIFEST, path=Path("m"), base_id=base_id(1), format=RAW),
+        Leftover(kind=LeftoverKind.QUARANTINE, path=Path("q"), base_id=base_id(1), format=RAW),
+    )
     row = base(1, state=BaseState.QUARANTINED)
-    assert plan(catalog_state(row), files_state(*found, leftovers=(manifest,))) == NOTHING
+    assert plan(catalog_state(row), files_state(leftovers=left)) == NOTHING
+
+
+def test_a_damaged_base_goes_where_it_belongs() -> None:
+    """A crash before its file was moved leaves it among the sound ones."""
+    row = base(1, state=BaseState.QUARANTINED)
+    made = plan(catalog_state(row), files_state(found_base(row)))
+    assert made == DriftPlan(quarantine_bases=((base_id(1), RAW),))
+
+
+@pytest.mark.parametrize("rows", [(), (base(1),)])
+def test_what_is_quarantined_for_nobody_is_removed(rows: tuple[Base, ...]) -> None:
+    """A base that was fetched anew, or forgotten, leaves its damaged file to nobody."""
+    left = Leftover(kind=LeftoverKind.QUARANTINE, path=Path("q"), base_id=base_id(1), format=RAW)
+    found = tuple(found_base(row) for row in rows)
+    made = plan(catalog_state(*rows), files_state(*found, leftovers=(left,)))
+    assert made == DriftPlan(remove_files=(left.path,))
 
 
 def test_where_the_bases_cannot_be_read_all_rows_stay() -> None:
@@ -179,6 +248,46 @@ def test_where_the_bases_cannot_be_read_all_rows_stay() -> None:
     )
     catalog = catalog_state(base(1), base(2, state=BaseState.EVICTING))
     assert plan(catalog, files_state(leftovers=(template,), bases_readable=False)) == NOTHING
+
+
+# --- the trash ------
+
+
+def test_a_base_in_the_trash_that_is_used_comes_back() -> None:
+    """Somebody began to use it while it went: its row is READY again, nothing of it is removed."""
+    row, file = base(1, state=BaseState.EVICTING), found_base(base(1), glance_image(1))
+    files = files_state(leftovers=trashed(1), wanted_trash=(file,))
+    made = plan(catalog_state(row, cached_image(1, 1)), files)
+    assert made == DriftPlan(restore_bases=((base_id(1), RAW),), revert_evictions=(base_id(1),))
+
+
+def test_a_base_in_the_trash_that_is_used_comes_back_without_a_catalog() -> None:
+    """Its manifest, which may not have been moved yet, tells what it was."""
+    manifest = Leftover(kind=LeftoverKind.MANIFEST, path=Path("m"), base_id=base_id(1), format=RAW)
+    files = files_state(
+        leftovers=(manifest, trashed(1)[0]), wanted_trash=(found_base(base(1), glance_image(1)),)
+    )
+    assert plan(catalog_state(), files) == DriftPlan(
+        restore_bases=((base_id(1), RAW),),
+        adopt_bases=(base(1, last_used_at=LATER),),
+        adopt_images=(cached_image(1, 1),),
+    )
+
+
+def test_a_base_in_the_trash_that_came_anew_is_removed() -> None:
+    """Whoever used the old file has the new one by its name."""
+    file = found_base(base(1))
+    files = files_state(file, leftovers=trashed(1), wanted_trash=(file,))
+    made = plan(catalog_state(base(1)), files)
+    assert made == DriftPlan(remove_files=tuple(each.path for each in trashed(1)))
+
+
+def test_where_the_bases_cannot_be_read_what_is_used_stays_in_the_trash() -> None:
+    """Nobody can tell whether it may come back."""
+    files = files_state(
+        leftovers=trashed(1), wanted_trash=(found_base(base(1)),), bases_readable=False
+    )
+    assert plan(catalog_state(base(1, state=BaseState.EVICTING)), files) == NOTHING
 
 
 # --- leftovers ----------------------------------------------------------------------------------
@@ -232,6 +341,60 @@ def test_unfinished_files_are_removed_and_unknown_ones_are_not() -> None:
     assert made == DriftPlan(remove_files=(unfinished.path,), unknown=(Path("other"),))
 
 
+# --- while requests are served --------
+
+
+BUSY = Running(
+    images=frozenset({image_id(1)}), disks=frozenset({KEY}), bases=frozenset({base_id(1)})
+)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "files"),
+    [
+        (catalog_state(base(1)), files_state()),
+        (catalog_state(base(1, state=BaseState.EVICTING)), files_state()),
+        (catalog_state(base(1, state=BaseState.EVICTING)), files_state(found_base(base(1)))),
+        (catalog_state(base(1, state=BaseState.QUARANTINED)), files_state(found_base(base(1)))),
+        (catalog_state(), files_state(found_base(base(1)))),
+        (catalog_state(), files_state(replace(found_base(base(1)), manifest=None))),
+        (catalog_state(), files_state(leftovers=trashed(1), wanted_trash=(found_base(base(1)),))),
+        (catalog_state(disk(KEY, None, state=DiskState.PENDING)), files_state()),
+        (catalog_state(disk(KEY, None)), files_state()),
+        (catalog_state(), files_state(found_overlay())),
+    ],
+    ids=[
+        *("missing", "going", "coming back", "damaged", "new", "unproved", "in the trash"),
+        *("pending", "deleted", "made"),
+    ],
+)
+def test_what_is_worked_on_is_left_alone(catalog: CatalogState, files: FilesState) -> None:
+    """Whoever holds a base, or makes a disk, puts rows and files right by himself."""
+    assert plan(catalog, files, BUSY) == NOTHING
+
+
+def test_files_of_what_is_worked_on_are_left_alone() -> None:
+    """A download that runs has parts, a disk that is made an unfinished file."""
+    files = (
+        Leftover(kind=LeftoverKind.PART, path=Path("part"), image_id=image_id(1)),
+        Leftover(kind=LeftoverKind.CONVERSION, path=Path("converted"), image_id=image_id(1)),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=Path("disk"), key=KEY),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=Path("manifest"), base_id=base_id(1)),
+    )
+    others = (
+        replace(files[0], path=Path("another part"), image_id=image_id(2)),
+        replace(files[2], path=Path("another disk"), key=disk_key(2)),
+    )
+    made = plan(catalog_state(), files_state(leftovers=(*files, *others)), BUSY)
+    assert made == DriftPlan(remove_files=tuple(each.path for each in others))
+
+
+def test_a_blank_template_stays_while_disks_may_be_cloned_from_it() -> None:
+    """Only a start removes those, when nobody can be about to use one."""
+    blank = Leftover(kind=LeftoverKind.TEMPLATE, path=Path("blank"), format=QCOW2)
+    assert plan(catalog_state(), files_state(leftovers=(blank,)), Running()) == NOTHING
+
+
 # --- the plan -----------------------------------------------------------------------------------
 
 
@@ -240,7 +403,11 @@ def test_differences_are_counted_by_kind() -> None:
     path = Path("x")
     finished = FinishedDisk(key=KEY, virtual_size=1)
     made = DriftPlan(
+        restore_bases=((base_id(5), RAW),),
+        quarantine_bases=((base_id(6), RAW),),
         drop_base_rows=(base_id(1),),
+        lost_bases=(base_id(4),),
+        write_manifests=(base_id(7),),
         finish_evictions=(base_id(2),),
         revert_evictions=(base_id(3),),
         drop_disk_rows=(KEY,) * 2,
@@ -251,14 +418,16 @@ def test_differences_are_counted_by_kind() -> None:
         remove_files=(path,) * 6,
         strays=(path,),
         unknown=(path,) * 6,
+        doubtful_disks=(KEY,) * 9,
     )
     assert made.counts() == {
-        "base_missing": 1,
+        "base_missing": 2,
         "disk_missing": 2,
         "base_unlisted": 3,
         "disk_unlisted": 4,
-        "state_stale": 5,
+        "state_stale": 8,
         "ingest_stale": 6,
         "unknown_file": 7,
+        "doubt": 9,
     }
     assert set(made.counts()) == set(metrics.DRIFT_KINDS)

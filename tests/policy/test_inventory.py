@@ -31,6 +31,7 @@ def _listing(
     ingest: Folder | None = EMPTY,
     templates: Folder | None = EMPTY,
     trash: Folder | None = EMPTY,
+    quarantine: Folder | None = EMPTY,
     instances: dict[str, Folder | None] | None = None,
     instances_others: frozenset[str] = frozenset(),
 ) -> Listing:
@@ -39,6 +40,7 @@ def _listing(
         ingest=ingest,
         templates=templates,
         trash=trash,
+        quarantine=quarantine,
         instances=instances or {},
         instances_others=instances_others,
     )
@@ -62,8 +64,8 @@ def test_bases_and_their_manifests() -> None:
     assert found.bases_readable
     assert found.bases == ((base_id(1), RAW),)
     assert found.leftovers == (
-        Leftover(kind=LeftoverKind.UNFINISHED, path=files[2]),
-        Leftover(kind=LeftoverKind.UNFINISHED, path=files[3]),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=files[2], base_id=base_id(2), format=QCOW2),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=files[3], base_id=base_id(2), format=QCOW2),
         Leftover(kind=LeftoverKind.MANIFEST, path=files[1], base_id=base_id(1), format=RAW),
     )
     assert found.unknown == (files[5], files[4])
@@ -76,7 +78,7 @@ def test_ingests() -> None:
     making = unfinished(record)
     found = take(LAYOUT, _listing(ingest=_folder(part, record, conversion, making)))
     assert found.leftovers == (
-        Leftover(kind=LeftoverKind.UNFINISHED, path=making),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=making, image_id=image_id(1)),
         Leftover(kind=LeftoverKind.PART, path=part, image_id=image_id(1)),
         Leftover(kind=LeftoverKind.PART, path=record, image_id=image_id(1)),
         Leftover(kind=LeftoverKind.CONVERSION, path=conversion, image_id=image_id(1)),
@@ -88,7 +90,7 @@ def test_templates_and_trash() -> None:
     """A template tells its base; what was thrown away is only what has a base's name."""
     of_base = LAYOUT.template(base(1), QCOW2, 5, "")
     blank = LAYOUT.template(None, QCOW2, 5, "")
-    gone, manifest = LAYOUT.trashed(base_id(1), RAW), LAYOUT.trash / f"{base_id(1)}.raw.json"
+    gone, manifest = LAYOUT.trashed(base_id(1), RAW), LAYOUT.trashed_manifest(base_id(1), RAW)
     found = take(
         LAYOUT,
         _listing(
@@ -99,10 +101,25 @@ def test_templates_and_trash() -> None:
     assert set(found.leftovers) == {
         Leftover(kind=LeftoverKind.TEMPLATE, path=of_base, base_id=base_id(1), format=QCOW2),
         Leftover(kind=LeftoverKind.TEMPLATE, path=blank, format=QCOW2),
-        Leftover(kind=LeftoverKind.TRASH, path=gone),
-        Leftover(kind=LeftoverKind.TRASH, path=manifest),
+        Leftover(kind=LeftoverKind.TRASH, path=gone, base_id=base_id(1), format=RAW),
+        Leftover(kind=LeftoverKind.TRASHED_MANIFEST, path=manifest, base_id=base_id(1), format=RAW),
     }
     assert found.unknown == (LAYOUT.templates / "notes", LAYOUT.trash / "notes")
+
+
+def test_quarantine() -> None:
+    """What failed verification lies there under the names that it had as a base."""
+    bad, record = (
+        LAYOUT.quarantine / path.name
+        for path in (LAYOUT.base(base_id(1), RAW), LAYOUT.manifest(base_id(1), RAW))
+    )
+    found = take(LAYOUT, _listing(quarantine=_folder(bad, record, Path("notes"))))
+    assert found.bases == ()
+    assert found.leftovers == tuple(
+        Leftover(kind=LeftoverKind.QUARANTINE, path=path, base_id=base_id(1), format=RAW)
+        for path in (bad, record)
+    )
+    assert found.unknown == (LAYOUT.quarantine / "notes",)
 
 
 def test_disks_of_instances() -> None:
@@ -122,7 +139,9 @@ def test_disks_of_instances() -> None:
     assert found.instance_folders == frozenset({name, other})
     assert found.unreadable_instances == frozenset({other})
     assert found.disks == ((key, QCOW2),)
-    assert found.leftovers == (Leftover(kind=LeftoverKind.UNFINISHED, path=making),)
+    assert found.leftovers == (
+        Leftover(kind=LeftoverKind.UNFINISHED, path=making, format=RAW, key=key),
+    )
     assert found.unknown == (
         LAYOUT.instances_dir / "notes",
         LAYOUT.instances_dir / "lost+found",
@@ -153,7 +172,9 @@ def test_a_name_is_ours_only_in_its_own_folder() -> None:
 
 def test_folders_that_cannot_be_read_are_told() -> None:
     """That nobody knows what is there is not the same as nothing."""
-    listing = Listing(bases=None, ingest=None, templates=None, trash=None, instances=None)
+    listing = Listing(
+        bases=None, ingest=None, templates=None, trash=None, quarantine=None, instances=None
+    )
     found = take(LAYOUT, listing)
     assert not found.bases_readable
     assert found.instance_folders is None

@@ -31,6 +31,7 @@ from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
 from cacheagent.service.parts import Parts, bounds
 from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.repair import Repair
 from cacheagent.service.room import Room
 from cacheagent.service.use import Use
 
@@ -72,6 +73,7 @@ class Rig:
     images: Images
     use: Use
     evictions: Evictions
+    repair: Repair
     reconcile: Reconcile
 
     @property
@@ -151,6 +153,7 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
     bases = Bases(parts, ingest=Ingest(parts), access=access)
     use = Use(parts, waiters=bases.waiters)
     evictions = Evictions(parts, bases=bases, use=use)
+    repair = Repair(parts, bases, use)
     creation = Creation(parts, bases=bases, making=Making(parts))
     return Rig(
         parts=parts,
@@ -162,7 +165,8 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         images=Images(parts, bases=bases, use=use, access=access, evictions=evictions),
         evictions=evictions,
         use=use,
-        reconcile=Reconcile(parts, bases=bases),
+        repair=repair,
+        reconcile=Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair),
     )
 
 

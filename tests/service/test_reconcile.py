@@ -229,13 +229,25 @@ async def test_eviction_that_came_to_the_file_is_finished(
 
 
 async def test_base_without_a_file_is_forgotten(rig: Rig, image: ImageId, base: Base) -> None:
-    """A base that somebody removed is no hit any more, though a disk still names it."""
-    path = await make(rig, image)
+    """A base that somebody removed is no hit any more, though a copy was made from it."""
+    path = await make(rig, image, mode=DiskMode.FULL)
     rig.layout.base(base.base_id, base.format).unlink()
     await reconciled(rig)
     assert await rig.parts.catalog.bases() == []
     assert (await rig.disks.show(KEY)).disk.base_id == base.base_id
     assert path.exists()
+
+
+async def test_base_that_disks_need_is_fetched_anew(
+    rig: Rig, glance: LyingGlance, image: ImageId, base: Base
+) -> None:
+    """A base that somebody removed, or truncated, while no agent ran comes back by itself."""
+    await make(rig, image)
+    rig.layout.base(base.base_id, base.format).unlink()
+    plan = await rig.reconcile.run(NOW)
+    assert plan.lost_bases == (base.base_id,)
+    await until(lambda: rig.layout.base(base.base_id, base.format).exists())
+    assert len(glance.calls("data")) == 2
 
 
 async def test_base_without_a_manifest_is_no_base(rig: Rig) -> None:

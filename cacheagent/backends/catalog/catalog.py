@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.catalog import counts, holds, queries
+from cacheagent.backends.catalog import counts, holds, mending, queries
 from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Standing,
         User,
     )
+    from cacheagent.policy.drift import DriftPlan
 
 
 class Catalog:
@@ -257,3 +258,12 @@ class Catalog:
         A row that is there stays as it is, but for an image that has no base yet: it gets one.
         """
         await self._db.write(queries.adopt, bases=bases, images=images, disks=disks)
+
+    async def mend(self, plan: DriftPlan, now: datetime, why: str) -> None:
+        """Do in one transaction what the plan says of rows.
+
+        ``why`` is told of the disks that were not made.
+
+        Raises: ``DiskNotFoundError`` for a disk that the plan finishes and that has no row.
+        """
+        await self._db.write(mending.mend, plan, now, why)

@@ -57,12 +57,6 @@ class BaseFiles:
             os.fsync(fd)
         files.move(making, target)
 
-    def read_manifest(self, base_id: BaseId, disk_format: DiskFormat) -> Manifest | None:
-        """Read the manifest of a base, which may lie in the trash; None where it is no use."""
-        layout = self._layout
-        found = _read(layout.manifest(base_id, disk_format))
-        return found or _read(layout.trashed_manifest(base_id, disk_format))
-
     def trash(self, base_id: BaseId, disk_format: DiskFormat) -> None:
         """Move base and manifest into the trash, and remove the templates."""
         layout = self._layout
@@ -109,6 +103,12 @@ class BaseFiles:
         """Remove base and manifest from quarantine, in this order."""
         self._layout.quarantined(base_id, disk_format).unlink(missing_ok=True)
         self._layout.quarantined_manifest(base_id, disk_format).unlink(missing_ok=True)
+
+
+def read_manifest(layout: Layout, base_id: BaseId, disk_format: DiskFormat) -> Manifest | None:
+    """Read the manifest of a base, which may lie in the trash; None where it is no use."""
+    found = _read(layout.manifest(base_id, disk_format))
+    return found or _read(layout.trashed_manifest(base_id, disk_format))
 
 
 def _put_back(source: Path, target: Path) -> None:

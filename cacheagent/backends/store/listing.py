@@ -21,6 +21,7 @@ def list_folders(layout: Layout) -> Listing:
         ingest=_folder(layout.ingest),
         templates=_folder(layout.templates),
         trash=_folder(layout.trash),
+        quarantine=_folder(layout.quarantine),
         instances=instances,
         instances_others=others,
     )

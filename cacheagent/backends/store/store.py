@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files
-from cacheagent.backends.store.bases import BaseFiles
+from cacheagent.backends.store.bases import BaseFiles, read_manifest
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.backends.store.reread import Rereading
@@ -160,7 +160,7 @@ class Store:
 
     async def read_manifest(self, base_id: BaseId, disk_format: DiskFormat) -> Manifest | None:
         """Read the manifest of a base; None where there is none that is any use."""
-        return await self.run(self._base_files.read_manifest, base_id, disk_format)
+        return await self.run(read_manifest, self.layout, base_id, disk_format)
 
     # --- ingests ---------------------------------------------------------------------------
 
