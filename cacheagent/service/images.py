@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
-
-from cacheagent.errors import (
-    BaseInUseError,
-    ImageNotFoundError,
-    ProblemError,
-    RetryLaterError,
-    UnauthenticatedError,
-)
+from cacheagent.errors import BaseInUseError, ImageNotFoundError
 from cacheagent.model import (
     BaseState,
     CachedImage,
@@ -35,11 +26,6 @@ if TYPE_CHECKING:
     from cacheagent.service.eviction import Evictions
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
-
-CHECKS = 8
-"""Questions to Glance that one list of images asks at the same time."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Images:
@@ -70,29 +56,8 @@ class Images:
         known = {cached.image.image_id: cached for cached in await self._catalog.images()}
         failures = self._bases.failures().items()
         found = {image_id: _failed(failure) for image_id, failure in failures} | known
-        slots = asyncio.Semaphore(CHECKS)
-        checks = [asyncio.ensure_future(self._may(each, caller, slots)) for each in found]
-        try:
-            allowed = await asyncio.gather(*checks)
-        finally:
-            # One answer that ends it all makes the others useless.
-            for check in checks:
-                check.cancel()
-        shown = zip(found.values(), allowed, strict=True)
-        return [await self._view(cached) for cached, may in shown if may]
-
-    async def _may(self, image_id: ImageId, caller: Caller, slots: asyncio.Semaphore) -> bool:
-        """Tell whether the caller may have the image; raise what is not about this image alone."""
-        async with slots:
-            try:
-                await self._access.check(image_id, caller)
-            except (UnauthenticatedError, RetryLaterError):
-                raise
-            except ProblemError as error:
-                if error.status >= ProblemError.status:
-                    _log.warning("left out of a list", image_id=image_id, why=str(error))
-                return False
-            return True
+        allowed = await self._access.allowed(found.keys(), caller)
+        return [await self._view(cached) for each, cached in found.items() if each in allowed]
 
     async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
         """Give the image with all who use it.

@@ -9,7 +9,7 @@ import pytest
 
 from cacheagent.errors import GlanceUnavailableError, UnauthenticatedError
 from cacheagent.model import Caller, ImageId
-from cacheagent.service import images
+from cacheagent.service import access
 from tests.fakes import lying_glance
 from tests.needs import require_programs
 from tests.service.rig import until
@@ -66,15 +66,15 @@ async def test_glance_that_is_away_is_told(rig: Rig, glance: LyingGlance) -> Non
 
 async def test_a_long_list_asks_for_some_at_a_time(rig: Rig, glance: LyingGlance) -> None:
     """Many images take neither one round trip each, nor all that Glance has."""
-    found = {glance.add(bytes([number])) for number in range(2 * images.CHECKS + 1)}
+    found = {glance.add(bytes([number])) for number in range(2 * access.CHECKS + 1)}
     for image_id in found:
         await rig.bases.ensure(image_id, NOBODY)
     gate = asyncio.Event()
     glance.always("access", lying_glance.held(gate))
     listing = asyncio.ensure_future(listed(rig))
-    await until(lambda: len(glance.calls("access")) >= images.CHECKS)
+    await until(lambda: len(glance.calls("access")) >= access.CHECKS)
     # One that comes after them has its answer before any more of them are asked.
     await rig.parts.glance.show(min(found), NOBODY)
-    assert len(glance.calls("access")) == images.CHECKS
+    assert len(glance.calls("access")) == access.CHECKS
     gate.set()
     assert await listing == found
