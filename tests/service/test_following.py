@@ -1,0 +1,105 @@
+"""Events, for those who may know of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.errors import UnauthenticatedError
+from cacheagent.model import Caller
+from cacheagent.service import following
+from cacheagent.service.events import EventKind
+from cacheagent.service.following import Following
+from tests.fakes import lying_glance
+from tests.fakes.values import image_id
+from tests.service.rig import until
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from tests.fakes.lying_glance import Exchange, LyingGlance
+    from tests.service.rig import Rig
+
+NOBODY = Caller()
+TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
+LONG_AGO = "00000000-0"
+"""No run of a daemon has this id: all that is remembered comes, behind a word of the rest."""
+
+
+async def told(rig: Rig, caller: Caller) -> list[tuple[EventKind, object]]:
+    """Give all that happened, as the caller is told."""
+    rig.parts.events.close()
+    events = Following(rig.parts, access=rig.access).follow(LONG_AGO, caller)
+    return [(event.kind, event.facts.get("number")) async for event in events]
+
+
+async def test_an_operator_is_told_everything(rig: Rig) -> None:
+    """Without a token nothing is left out, and nobody is asked."""
+    rig.parts.events.emit(EventKind.PRUNE, number=1)
+    rig.parts.events.emit(EventKind.DISK_GONE, number=2, image_id=image_id(1))
+    assert await told(rig, NOBODY) == [
+        (EventKind.MISSED, None),
+        (EventKind.PRUNE, 1),
+        (EventKind.DISK_GONE, 2),
+    ]
+
+
+async def test_a_tenant_is_told_of_its_images(rig: Rig, glance: LyingGlance) -> None:
+    """Events of other images are left out, and those of none; what was missed is told."""
+    mine, other = glance.add(b"mine"), glance.add(b"other")
+
+    async def rights(exchange: Exchange) -> web.StreamResponse:
+        code = 404 if f"/{other}/" in exchange.request.path else 200
+        return await lying_glance.status(code)(exchange)
+
+    glance.always("access", rights)
+    emit = rig.parts.events.emit
+    emit(EventKind.PRUNE, number=1)
+    emit(EventKind.IMAGE_PUBLISHED, number=2, image_id=other)
+    emit(EventKind.IMAGE_PUBLISHED, number=3, image_id=mine)
+    emit(EventKind.BASE_EVICTED, number=4, image_id=None)
+    emit(EventKind.BASE_EVICTED, number=5, image_id=mine)
+    assert await told(rig, TENANT) == [
+        (EventKind.MISSED, None),
+        (EventKind.IMAGE_PUBLISHED, 3),
+        (EventKind.BASE_EVICTED, 5),
+    ]
+
+
+async def test_progress_does_not_ask_glance_each_time(
+    rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal is remembered as long as a right, and some of them only."""
+    monkeypatch.setattr(following, "NOES", 1)
+    first, second = glance.add(b"first"), glance.add(b"second")
+    glance.always("access", lying_glance.status(404))
+    for wanted in (first, first, second, second, first):
+        rig.parts.events.emit(EventKind.IMAGE_PROGRESS, image_id=wanted)
+    assert await told(rig, TENANT) == [(EventKind.MISSED, None)]
+    assert [seen.image_id for seen in glance.calls("access")] == [first, second, first]
+
+
+async def test_a_refusal_is_not_believed_for_ever(rig: Rig, glance: LyingGlance) -> None:
+    """A tenant that gets a right is told from then on."""
+    wanted = glance.add(b"data")
+    glance.lie("access", lying_glance.status(404))
+    rig.parts.events.emit(EventKind.IMAGE_PROGRESS, number=1, image_id=wanted)
+    events = Following(rig.parts, access=rig.access).follow(LONG_AGO, TENANT)
+    assert (await anext(events)).kind is EventKind.MISSED
+    going = asyncio.ensure_future(anext(events))
+    await until(lambda: glance.calls("access"))
+    await rig.parts.glance.show(wanted, NOBODY)  # the refusal came before this answer
+    rig.clock.now += rig.parts.config().glance.access_ttl
+    rig.parts.events.emit(EventKind.IMAGE_PROGRESS, number=2, image_id=wanted)
+    assert (await going).facts["number"] == 2
+    await events.aclose()
+
+
+async def test_a_token_that_nobody_knows_ends_it(rig: Rig, glance: LyingGlance) -> None:
+    """A token that has expired is not the same as nothing happening."""
+    glance.accepts = {""}
+    rig.parts.events.emit(EventKind.IMAGE_PROGRESS, image_id=glance.add(b"data"))
+    with pytest.raises(UnauthenticatedError):
+        await told(rig, TENANT)
