@@ -52,10 +52,7 @@ ImageFormat = Literal["raw", "qcow2", "iso", "vmdk", "vdi", "vhd", "vhdx", "ami"
 WITHOUT_EFFECT = frozenset(
     {
         "glance.mirrors",
-        "glance.revalidate_interval",
         "images.verify_signatures",
-        "scrub.bytes_per_second",
-        "scrub.interval",
     }
 )
 """Keys that this version reads and checks, and that change nothing yet."""
@@ -71,6 +68,7 @@ RELOADABLE = frozenset(
         "eviction.min_free",
         "eviction.min_keep",
         "glance.access_ttl",
+        "glance.revalidate_interval",
         "images.allowed_formats",
         "images.base_format",
         "images.max_size",
@@ -78,6 +76,8 @@ RELOADABLE = frozenset(
         "images.verify_signatures",
         "log.format",
         "log.level",
+        "scrub.bytes_per_second",
+        "scrub.interval",
     }
 )
 """Keys that a running daemon takes over; every other one waits for the next start."""

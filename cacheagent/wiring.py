@@ -22,6 +22,8 @@ from cacheagent.backends.store import Store
 from cacheagent.errors import ConfigError, QemuImgError
 from cacheagent.loops.pruner import Pruner
 from cacheagent.loops.reconciler import Reconciler
+from cacheagent.loops.revalidator import Revalidator
+from cacheagent.loops.scrubber import Scrubber
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import Layout, unfinished
@@ -40,9 +42,11 @@ from cacheagent.service.making import Making
 from cacheagent.service.operator import Operator
 from cacheagent.service.reconcile import Reconcile
 from cacheagent.service.repair import Repair
+from cacheagent.service.revalidate import Revalidate
 from cacheagent.service.room import Room
 from cacheagent.service.status import Status
 from cacheagent.service.use import Use
+from cacheagent.service.verify import Verify
 from cacheagent.sync.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -95,6 +99,8 @@ def wire(parts: Parts) -> Agent:
     reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
+    verify = Verify(parts, bases, repair, access=access)
+    revalidate = Revalidate(parts, lambda: pruner.nudge("deletion"))
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
     return Agent(
         services=Services(
@@ -109,7 +115,12 @@ def wire(parts: Parts) -> Agent:
         creation=creation,
         background=parts.background,
         reconciler=reconciler,
-        loops=(pruner, reconciler),
+        loops=(
+            pruner,
+            reconciler,
+            Scrubber(verify, repair, parts.config, parts.now, parts.clock, status.loops),
+            Revalidator(revalidate, parts.config, parts.now, parts.clock, status.loops),
+        ),
         metrics=parts.metrics,
         events=parts.events,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.backends.store import reread
 from cacheagent.errors import ImageNotFoundError
 from cacheagent.model import BaseState, Caller, DiskSpec, UserKind, VerificationOutcome
 from cacheagent.service.repair import Repair
@@ -220,7 +220,7 @@ async def test_device_that_fails_is_damage_and_other_errors_are_none(
     def fail(*_arguments: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(reread.os, "preadv", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     if state is BaseState.READY:
         with pytest.raises(OSError, match=os.strerror(number)):
             await verify.verify(wanted, NOBODY)
@@ -323,11 +323,11 @@ async def test_file_system_without_direct_io_is_read_all_the_same(
         return really_open(path, flags)
 
     def read(fd: int, buffers: list[memoryview], offset: int) -> int:
-        refuse(reread.fcntl.fcntl(fd, reread.fcntl.F_GETFL))
+        refuse(fcntl.fcntl(fd, fcntl.F_GETFL))
         return really_read(fd, buffers, offset)
 
     if refused_at == "open":
-        monkeypatch.setattr(reread.os, "open", opening)
+        monkeypatch.setattr(os, "open", opening)
     else:
-        monkeypatch.setattr(reread.os, "preadv", read)
+        monkeypatch.setattr(os, "preadv", read)
     assert (await verify.verify(wanted, NOBODY)).outcome is VerificationOutcome.VERIFIED
