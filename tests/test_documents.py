@@ -14,7 +14,11 @@ from tests.test_layers import LAYERS
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cacheagent"
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
-DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")))
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "tests/**/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
+)
 
 
 def _section(title: str) -> str:
