@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 ROUNDS = 3
 """Plans that one pass makes at most: each without what the proof before found in use."""
 
+SETTLING = 2.0
+"""Seconds that a file system gets to show what was freed; others may take it meanwhile."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -134,13 +137,26 @@ class Evictions:
             demand = _left_of(demand, gone)
             plan = await self._plan_anew(demand)
         await self._store.run(spare.keep, self._store.layout.spare)
-        freed = max(0, (await self._store.usage()).available - before) if evicted else 0
+        freed = await self._freed(before, sum(each.frees for each in evicted))
         return Pass(
             plan=plan,
             evicted=tuple(evicted),
             skipped=tuple(skipped.values()),
             freed_bytes=freed,
         )
+
+    async def _freed(self, before: int, expected: int) -> int:
+        """Measure what has come free; XFS gives the blocks of a removed file back a little later.
+
+        (Linux, ``fs/xfs/xfs_icache.c``: inodes are inactivated in the background.)
+        """
+        free = (await self._store.usage()).available - before
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLING):
+                while free < expected:
+                    await asyncio.sleep(SETTLING / 100)
+                    free = (await self._store.usage()).available - before
+        return max(0, free)
 
     async def _plan_anew(self, demand: Demand | None) -> EvictionPlan:
         """Plan, and note in the catalog who was seen using what."""

@@ -146,6 +146,11 @@ class LyingGlance:
         """Answer every request of this call so, once its script is at its end."""
         self._always[call] = lie
 
+    def truth(self, call: Call) -> None:
+        """Answer requests of this call with the truth again."""
+        self._script.pop(call, None)
+        self._always.pop(call, None)
+
     def calls(self, call: Call) -> list[Seen]:
         """Give the requests of this call, in the order they came."""
         return [seen for seen in self.seen if seen.call == call]
@@ -299,6 +304,20 @@ def held(gate: asyncio.Event) -> Lie:
     async def lie(exchange: Exchange) -> web.StreamResponse:
         await gate.wait()
         return await _true_data(exchange)
+
+    return lie
+
+
+def paused(after: int, gate: asyncio.Event) -> Lie:
+    """Send so many bytes, wait until the gate is open, and send the rest."""
+
+    async def lie(exchange: Exchange) -> web.StreamResponse:
+        response = await _begin(exchange)
+        wanted = exchange.data[exchange.wanted.start :]
+        await response.write(wanted[:after])
+        await gate.wait()
+        await response.write(wanted[after:])
+        return response
 
     return lie
 

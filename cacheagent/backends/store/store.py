@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from cacheagent.backends.store import files
+from cacheagent.backends.store import files, spare
 from cacheagent.backends.store.bases import BaseFiles, read_manifest
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
@@ -116,6 +116,7 @@ class Store:
             os.close(fd)
             raise StateDirBusyError(f"another agent holds {layout.lock}") from None
         self._lock_fd = fd
+        spare.keep(layout.spare)
 
     async def close(self) -> None:
         """Let the state folder go; work that is under way ends first."""
