@@ -175,6 +175,35 @@ async def test_deleted_image(agent: Agent, cloud: Cloud, private: str, *, cached
     assert (answer.status, answer.problem) == (404, "image-not-found")
 
 
+async def test_agent_notices_what_became_of_an_image(cloud: Cloud) -> None:
+    """Without a token too, an image is served while it is active, and costs one download."""
+    image_id = await upload(cloud, "admin", some_data(), visibility="public")
+    log = {"format": "json"}
+    async with agent_in(cloud, {"revalidate_interval": 1}, log=log) as agent:
+        assert (await agent.create(image_id)).status == 201
+        await asyncio.to_thread(cloud.deactivate, image_id)
+        await stands(agent, "deactivated")
+        answer = await agent.create(image_id)
+        assert (answer.status, answer.problem) == (409, "image-not-active")
+        await asyncio.to_thread(cloud.reactivate, image_id)
+        answer = await agent.create(image_id)
+        assert (answer.status, answer.body["cache"]) == (201, "hit")
+        await asyncio.to_thread(cloud.delete, image_id)
+        await stands(agent, "gone")
+        answer = await agent.create(image_id)
+        assert (answer.status, answer.problem) == (404, "image-not-found")
+        assert len(agent.lines("published")) == 1
+
+
+async def stands(agent: Agent, standing: str) -> None:
+    """Wait until the agent has noticed what Glance says of an image now."""
+    number, said = 0, ""
+    while said != standing:
+        number += 1
+        line = await agent.logged("what Glance says of an image changed", number)
+        said = line["standing"]
+
+
 # What became of the token.
 
 

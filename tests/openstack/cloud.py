@@ -116,6 +116,10 @@ class Cloud:
         """Stop everybody but an administrator from downloading an image."""
         self.session("admin").post(self._images(image_id, "actions/deactivate"))
 
+    def reactivate(self, image_id: str) -> None:
+        """Let an image be downloaded again."""
+        self.session("admin").post(self._images(image_id, "actions/reactivate"))
+
     def forget_digests(self, image_id: str) -> None:
         """Leave an image as a Glance from before Rocky did: no digest but the MD5 checksum."""
         statement = "UPDATE images SET os_hash_algo = NULL, os_hash_value = NULL WHERE id = ?"
