@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from cacheagent.model import (
         Base,
         DiskView,
+        ImageId,
         ImageView,
         InstanceId,
         Progress,
         StatusView,
         User,
+        Verification,
     )
     from cacheagent.policy.eviction import Eviction, Stay
     from cacheagent.policy.verdict import Why
@@ -116,6 +118,21 @@ def why(found: Why) -> wire.Why:
         idle_at=_maybe(verdict.idle_at) if verdict else None,
         bounds=_bounds(found),
         summary=_text(found.summary),
+    )
+
+
+def verification(image_id: ImageId, done: Verification) -> wire.Verification:
+    """Give what came of reading the base of the image again."""
+    return wire.Verification(
+        image_id=image_id,
+        base_id=done.base_id,
+        outcome=done.outcome,
+        algorithm=done.algorithm,
+        expected=done.expected,
+        actual=done.actual,
+        bytes_read=done.bytes_read,
+        seconds=done.seconds,
+        error=None if done.error is None else _text(done.error),
     )
 
 

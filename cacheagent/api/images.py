@@ -50,6 +50,13 @@ async def why(request: web.Request) -> Reply:
     return json_reply(200, convert.why(found))
 
 
+async def verify(request: web.Request) -> Reply:
+    """Read the base of the image again, and compare its digest."""
+    image_id = reading.image_id(request)
+    done = await request.app[SERVICES].verify.verify(image_id, reading.caller(request))
+    return json_reply(200, convert.verification(image_id, done))
+
+
 async def evict(request: web.Request) -> Reply:
     """Evict the base of the image now."""
     await request.app[SERVICES].images.evict(reading.image_id(request), reading.caller(request))

@@ -158,6 +158,15 @@ IMAGE_ROUTES = (
         problems=_ACCESS,
     ),
     Route(
+        operation="image_verify",
+        method="POST",
+        path=f"{_IMAGE}/verify",
+        summary="Read the base of the image again and compare its digest.",
+        handler=images.verify,
+        answers={200: Success(description="What came of it.", model=wire.Verification)},
+        problems=_ACCESS,
+    ),
+    Route(
         operation="image_pin",
         method="PUT",
         path=_PIN,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ImageView,
         InstanceId,
         StatusView,
+        Verification,
     )
     from cacheagent.policy.verdict import Why
     from cacheagent.service.events import Event
@@ -109,6 +110,17 @@ class OperatorService(Protocol):
         ...
 
 
+class VerifyService(Protocol):
+    """Bases that are read again."""
+
+    async def verify(self, image_id: ImageId, caller: Caller) -> Verification:
+        """Read the base of the image again and compare its digest; a damaged one goes.
+
+        Raises: ``ImageNotFoundError`` where it has no base here.
+        """
+        ...
+
+
 class EventService(Protocol):
     """What happens in the agent."""
 
@@ -146,5 +158,6 @@ class Services:
     disks: DiskService
     images: ImageService
     operator: OperatorService
+    verify: VerifyService
     events: EventService
     status: StatusService

@@ -23,6 +23,7 @@ from cacheagent.model import (
     ImageState,
     InstanceId,
     UserKind,
+    VerificationOutcome,
 )
 from cacheagent.policy.eviction import Reason, Rule
 
@@ -168,6 +169,24 @@ class Why(Answer):
     idle_at: datetime | None = Field(description="when max_idle lets it go if nobody uses it")
     bounds: Bounds
     summary: str
+
+
+class Verification(Answer):
+    """A base that was read again; digests are hex, of the file that lies here.
+
+    ``expected`` is None where none was known, ``actual`` where the file could not be read to its
+    end. ``bytes_read`` leaves out what are holes. ``error`` says why a base is damaged.
+    """
+
+    image_id: ImageId
+    base_id: BaseId
+    outcome: VerificationOutcome
+    algorithm: str
+    expected: str | None
+    actual: str | None
+    bytes_read: Size
+    seconds: float
+    error: str | None
 
 
 class EvictedBase(Answer):

@@ -152,6 +152,26 @@ async def test_prefetch_is_counted_by_what_it_found(
     assert metrics.registry.get_sample_value("cacheagent_requests_total", labels) == 1
 
 
+async def test_verify_tells_what_was_found(ask: Ask, services: FakeServices) -> None:
+    """Both digests, and what became of the base; a damaged one is an answer, no failure."""
+    answer = await ask("POST", f"{PATH}/verify", headers=ID)
+    assert (answer.status, await answer.json()) == (
+        200,
+        {
+            "image_id": IMAGE,
+            "base_id": BASE.base_id,
+            "outcome": "damaged",
+            "algorithm": "sha512",
+            "expected": "ab" * 64,
+            "actual": "cd" * 64,
+            "bytes_read": 2048,
+            "seconds": 1.5,
+            "error": "its sha512 is another one",
+        },
+    )
+    assert services.script.calls == [("verify", IMAGE, ANYBODY)]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "call"),
     [

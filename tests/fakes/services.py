@@ -34,6 +34,8 @@ from cacheagent.model import (
     StatusView,
     User,
     UserKind,
+    Verification,
+    VerificationOutcome,
 )
 from cacheagent.policy.eviction import Eviction, EvictionPolicy, Reason, Rule, Snapshot, Stay
 from cacheagent.policy.verdict import Verdict, Why
@@ -150,6 +152,17 @@ PRUNED = Pruned(
     freed_bytes=2000,
     unmet_bytes=3000,
     unmet_inodes=1,
+)
+
+VERIFIED = Verification(
+    base_id=BASE.base_id,
+    algorithm="sha512",
+    expected="ab" * 64,
+    actual="cd" * 64,
+    outcome=VerificationOutcome.DAMAGED,
+    bytes_read=2048,
+    seconds=1.5,
+    error="its sha512 is another one",
 )
 
 STATUS = StatusView(
@@ -293,6 +306,19 @@ class FakeOperator:
         return self.done
 
 
+class FakeVerify:
+    """A ``VerifyService``: ``done`` is its answer."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.done = VERIFIED
+
+    async def verify(self, image_id: ImageId, caller: Caller) -> Verification:
+        """Answer with ``done``."""
+        self._script.note("verify", image_id, caller)
+        return self.done
+
+
 class FakeFollowing:
     """An ``EventService``: it follows ``events``, which a test emits and closes."""
 
@@ -338,11 +364,13 @@ class FakeServices:
         self.images = FakeImages(self.script)
         self.status = FakeStatus(self.script)
         self.operator = FakeOperator(self.script)
+        self.verify = FakeVerify(self.script)
         self.following = FakeFollowing(self.script)
         self.bundle = Services(
             disks=self.disks,
             images=self.images,
             operator=self.operator,
+            verify=self.verify,
             events=self.following,
             status=self.status,
         )
