@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROUNDS = 3
 """Plans that one pass makes at most: each without what the proof before found in use."""
 
-SETTLING = 2.0
+SETTLING = 0.3
 """Seconds that a file system gets to show what was freed; others may take it meanwhile."""
 
 _log = structlog.get_logger(__name__)
@@ -154,7 +154,7 @@ class Evictions:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLING):
                 while free < expected:
-                    await asyncio.sleep(SETTLING / 100)
+                    await asyncio.sleep(SETTLING / 30)
                     free = (await self._store.usage()).available - before
         return max(0, free)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from cacheagent.backends.store import spare
-from cacheagent.errors import DiskFullError
+from cacheagent.errors import CacheAgentError, DiskFullError
 from cacheagent.model import BaseState, User, UserKind
 from cacheagent.policy.eviction import Eviction
 from cacheagent.service.events import EventKind
@@ -56,12 +56,7 @@ class Removal:
         self._use = use
 
     async def remove(self, evictions: Sequence[Eviction]) -> tuple[list[Eviction], list[Skipped]]:
-        """Let the bases go, but for those that turn out to be in use; give both.
-
-        Raises:
-            CacheAgentError: why it ended early; what had gone is gone.
-
-        """
+        """Let the bases go, but for those that turn out to be in use; give both."""
         busy: list[Skipped] = []
         mine: list[Eviction] = []
         async with contextlib.AsyncExitStack() as locks:
@@ -83,20 +78,41 @@ class Removal:
         skipped: list[Skipped] = []
         trashed: list[Eviction] = []
         for each in evictions:
-            if holders := users[each.base.base_id] or await self._intend(each.base):
+            if holders := users[each.base.base_id] or await self._told(self._begin(each.base)):
                 skipped.append(Skipped(eviction=each, users=holders))
             else:
-                await self._trash(each.base)
                 trashed.append(each)
         late = await self._late_users(trashed)
+        gone = []
         for each, found in zip(trashed, late, strict=True):
-            if found:
-                await self._put_back(each.base, found)
-                skipped.append(Skipped(eviction=each, users=found))
+            if holders := await self._told(self._end(each, found)):
+                skipped.append(Skipped(eviction=each, users=holders))
             else:
-                await self._drop(each)
-        kept = {each.eviction.base.base_id for each in skipped}
-        return [each for each in trashed if each.base.base_id not in kept], skipped
+                gone.append(each)
+        return gone, skipped
+
+    async def _told(self, step: Awaitable[tuple[User, ...]]) -> tuple[User, ...]:
+        """Give what the step gives; what fails for one base is a doubt, and stops no other."""
+        try:
+            return await step
+        except (CacheAgentError, OSError) as error:
+            _log.exception("a base could not be evicted")
+            return (User(kind=UserKind.DOUBT, detail=str(error)),)
+
+    async def _begin(self, base: Base) -> tuple[User, ...]:
+        """Write the intent down and move the base into the trash; give who holds it after all."""
+        holders = await self._intend(base)
+        if not holders:
+            await self._trash(base)
+        return holders
+
+    async def _end(self, eviction: Eviction, found: tuple[User, ...]) -> tuple[User, ...]:
+        """Drop what lies in the trash, or put it back for those who were found in the end."""
+        if found:
+            await self._put_back(eviction.base, found)
+        else:
+            await self._drop(eviction)
+        return found
 
     async def _intend(self, base: Base) -> tuple[User, ...]:
         """Write down that the base goes; give who holds it after all."""
