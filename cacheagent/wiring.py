@@ -24,6 +24,7 @@ from cacheagent.loops.pruner import Pruner
 from cacheagent.loops.reconciler import Reconciler
 from cacheagent.loops.revalidator import Revalidator
 from cacheagent.loops.scrubber import Scrubber
+from cacheagent.loops.watcher import Watcher
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import Layout, unfinished
@@ -47,6 +48,8 @@ from cacheagent.service.room import Room
 from cacheagent.service.status import Status
 from cacheagent.service.use import Use
 from cacheagent.service.verify import Verify
+from cacheagent.service.watch import Hooks, Watch
+from cacheagent.service.watched import Watched
 from cacheagent.sync.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -101,13 +104,20 @@ def wire(parts: Parts) -> Agent:
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
     verify = Verify(parts, bases, repair, access=access)
     revalidate = Revalidate(parts, lambda: pruner.nudge("deletion"))
+    hooks = Hooks(
+        reconcile=reconciler.nudge,
+        prune=pruner.nudge,
+        lost=repair.lost,
+        verify=lambda base: verify.verify_base(base, Throttle(None)),
+        damaged=repair.damaged,
+    )
+    watch = Watch(parts, creation=creation, watched=Watched(parts), hooks=hooks)
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
     return Agent(
         services=Services(
             disks=Disks(parts, access=access, creation=creation),
             images=images,
             operator=Operator(parts, images=images, evictions=evictions, access=access),
-            verify=verify,
             events=Following(parts, access=access),
             status=status,
         ),
@@ -119,6 +129,7 @@ def wire(parts: Parts) -> Agent:
         loops=(
             pruner,
             reconciler,
+            Watcher(watch, parts.config, parts.now, status.loops),
             Scrubber(verify, repair, parts.config, parts.now, parts.clock, status.loops),
             Revalidator(revalidate, parts.config, parts.now, parts.clock, status.loops),
         ),

@@ -48,6 +48,7 @@ CONTRACT = {
     "token_refresh_failures_total": set(),
     "qmp_guests": {"state"},
     "inotify_overflows_total": set(),
+    "unwatched_folders": set(),
     "build_info": {"version", "python", "qemu_img"},
     "config_reload_success": set(),
 }

@@ -52,10 +52,9 @@ async def told(rig: Rig) -> list[Event]:
 
 async def test_disk_that_was_taken_away_is_dropped(rig: Rig, image_id: ImageId) -> None:
     """Its row goes, its base was in use until now, and whoever watches is told."""
-    for key in (KEY, OTHER):
-        view, _ = await rig.disks.create(key, of(image_id), NOBODY)
-    path = rig.layout.disk(KEY, view.disk.format)
-    path.unlink()
+    await rig.disks.create(OTHER, of(image_id), NOBODY)
+    view, _ = await rig.disks.create(KEY, of(image_id), NOBODY)
+    view.path.unlink()
     rig.clock.now += 100
     assert await rig.creation.notice(KEY)
     assert not await rig.creation.notice(KEY)
@@ -70,7 +69,7 @@ async def test_disk_that_was_taken_away_is_dropped(rig: Rig, image_id: ImageId) 
             "instance_id": KEY.instance_id,
             "name": "root",
             "image_id": image_id,
-            "path": str(path),
+            "path": str(view.path),
             "reason": "deleted outside",
         },
     )
