@@ -24,6 +24,12 @@ _REASONS = {
     Reason.OPERATOR: "an operator asked for room",
 }
 
+_RULES = {
+    Rule.MIN_KEEP: "without it less than eviction.min_keep would be left",
+    Rule.NEVER_FITS: "what needs the room would not fit in any case",
+    Rule.NOT_NEEDED: "no room is needed",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -113,16 +119,10 @@ def _staying(verdict: Verdict) -> Iterator[str]:
 
 
 def _rule(rule: Rule, verdict: Verdict) -> str:
-    match rule:
-        case Rule.MIN_AGE:
-            until = f" until {_time(verdict.free_at)}" if verdict.free_at else ""
-            return f"eviction.min_age holds it{until}"
-        case Rule.MIN_KEEP:
-            return "without it less than eviction.min_keep would be left"
-        case Rule.NEVER_FITS:
-            return "what needs the room would not fit in any case"
-        case Rule.NOT_NEEDED:
-            return "no room is needed"
+    if rule is Rule.MIN_AGE:
+        until = f" until {_time(verdict.free_at)}" if verdict.free_at else ""
+        return f"eviction.min_age holds it{until}"
+    return _RULES[rule]
 
 
 def _reason(verdict: Verdict) -> str:

@@ -48,14 +48,25 @@ def test_the_folders_are_those_of_the_design() -> None:
     paths = [
         LAYOUT.lock,
         LAYOUT.catalog,
+        LAYOUT.spare,
         LAYOUT.bases,
         LAYOUT.ingest,
         LAYOUT.templates,
         LAYOUT.trash,
         LAYOUT.quarantine,
     ]
-    names = ["lock", "catalog.db", "bases", "ingest", "templates", "trash", "quarantine"]
+    names = ["lock", "catalog.db", "spare", "bases", "ingest", "templates", "trash", "quarantine"]
     assert paths == [Path("/state") / name for name in names]
+
+
+@pytest.mark.parametrize("fmt", DiskFormat)
+def test_a_base_keeps_its_name_wherever_it_goes(fmt: DiskFormat) -> None:
+    """In the trash and in quarantine a base and its manifest are called what they were."""
+    base, manifest = LAYOUT.base(BASE_ID, fmt), LAYOUT.manifest(BASE_ID, fmt)
+    assert LAYOUT.trashed(BASE_ID, fmt) == LAYOUT.trash / base.name
+    assert LAYOUT.trashed_manifest(BASE_ID, fmt) == LAYOUT.trash / manifest.name
+    assert LAYOUT.quarantined(BASE_ID, fmt) == LAYOUT.quarantine / base.name
+    assert LAYOUT.quarantined_manifest(BASE_ID, fmt) == LAYOUT.quarantine / manifest.name
 
 
 def test_a_base_and_its_manifest() -> None:
