@@ -39,10 +39,15 @@ class Reconciler:
         reconcile: Reconcile,
         now: Callable[[], datetime],
         last_runs: MutableMapping[str, datetime | None],
+        *,
+        interval: float = INTERVAL,
+        rest: float = REST,
     ) -> None:
         self._reconcile = reconcile
         self._now = now
         self._last_runs = last_runs
+        self._interval = interval
+        self._rest = rest
         self._nudged = asyncio.Event()
         last_runs["reconciler"] = None
 
@@ -72,9 +77,9 @@ class Reconciler:
                 await self.run_once(self._now())
             except (CacheAgentError, OSError) as error:
                 _log.error("a round of the reconciler failed", why=str(error))
-            await asyncio.sleep(REST)
+            await asyncio.sleep(self._rest)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL):
+                async with asyncio.timeout(self._interval):
                     await self._nudged.wait()
 
     async def run_once(self, now: datetime) -> DriftPlan:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cacheagent.errors import DiskFullError
 from cacheagent.model import (
     BaseState,
+    CacheResult,
     Caller,
     DiskFormat,
     DiskMode,
@@ -18,14 +21,17 @@ from cacheagent.model import (
     DiskState,
     FileSystem,
     ImageId,
+    Lease,
 )
 from cacheagent.policy.layout import unfinished
 from tests.fakes import lying_glance
+from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
 from tests.needs import require_programs
-from tests.service.rig import until
+from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from cacheagent.model import Base, DiskKey
@@ -226,6 +232,88 @@ async def test_eviction_that_came_to_the_file_is_finished(
         assert list(folder.iterdir()) == []
     assert (await rig.bases.ensure(image, NOBODY)).base.state is BaseState.READY
     assert len(glance.calls("data")) == 2
+
+
+@pytest.mark.parametrize("catalog", ["kept", "lost"])
+@pytest.mark.parametrize("who", ["overlay", "link", "scan folder"])
+async def test_base_in_the_trash_that_is_used_comes_back(
+    tmp_path: Path, glance: LyingGlance, image: ImageId, who: str, catalog: str
+) -> None:
+    """Whoever began to use a base just before the agent died in its eviction keeps it."""
+    scanned = tmp_path / "scanned"
+    put(scanned / "notes")
+    storage = {"state_dir": str(tmp_path / "state"), "scan_dirs": [str(scanned)]}
+    async with in_a_task(rig_on(tmp_path, glance.url, storage=storage)) as rig:
+        base = (await rig.bases.ensure(image, NOBODY)).base
+        path = rig.layout.base(base.base_id, base.format)
+        match who:
+            case "overlay":
+                write_overlay(rig.layout.disk(KEY, QCOW2), path)
+            case "scan folder":
+                write_overlay(scanned / "disk.qcow2", path)
+            case _:
+                (tmp_path / "second name").hardlink_to(path)
+        await rig.parts.catalog.begin_eviction(base.base_id, NOW)
+        await rig.parts.store.trash_base(base.base_id, base.format)
+        if catalog == "lost":
+            await forget_everything(rig)
+        plan = await reconciled(rig)
+        assert plan.restore_bases == ((base.base_id, base.format),)
+        assert path.read_bytes() == DATA
+        assert list(rig.layout.trash.iterdir()) == []
+        assert (await rig.bases.ensure(image, NOBODY)).result is CacheResult.HIT
+
+
+async def test_damaged_base_that_nobody_knows_any_more_is_removed(rig: Rig, base: Base) -> None:
+    """Quarantine holds what a row says is damaged, and nothing else of ours."""
+    await rig.parts.catalog.set_base_state(base.base_id, BaseState.QUARANTINED)
+    quarantined = rig.layout.quarantined(base.base_id, base.format)
+    other = put(rig.layout.quarantine / "precious")
+    assert (await reconciled(rig)).quarantine_bases == ((base.base_id, base.format),)
+    assert quarantined.read_bytes() == DATA
+    await rig.parts.catalog.remove_base(base.base_id)
+    await reconciled(rig)
+    assert list(rig.layout.quarantine.iterdir()) == [other]
+
+
+async def test_leases_of_the_dead_are_dropped(rig: Rig, base: Base) -> None:
+    """Nobody who held a lease before the start is there to release it."""
+    until_later = rig.clock.time() + timedelta(hours=1)
+    await rig.parts.catalog.lease(
+        Lease(lease_id="1", base_id=base.base_id, holder="somebody", expires_at=until_later)
+    )
+    await rig.reconcile.run(NOW)
+    assert await rig.parts.catalog.leases(rig.clock.time()) == []
+
+
+async def test_manifest_that_was_lost_is_written_again(rig: Rig, image: ImageId) -> None:
+    """A base whose manifest somebody removed outlives the next loss of the catalog."""
+    base = (await rig.bases.ensure(image, NOBODY)).base
+    rig.layout.manifest(base.base_id, base.format).unlink()
+    assert (await reconciled(rig)).write_manifests == (base.base_id,)
+    await forget_everything(rig)
+    assert len((await reconciled(rig)).adopt_images) == 1
+    assert await rig.bases.ready(image) is not None
+
+
+async def test_full_disk_keeps_no_start_from_mending(
+    rig: Rig, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the catalog finds no room, useless files go first, and then it is tried again."""
+    part = put(rig.layout.part(image_id(1)))
+    mend = rig.parts.catalog.mend
+    refusals = [DiskFullError(required_bytes=1, available_bytes=0)]
+
+    async def full_at_first(plan: DriftPlan, now: datetime, why: str) -> None:
+        if refusals:
+            raise refusals.pop()
+        assert not await rig.parts.store.exists(part)
+        await mend(plan, now, why)
+
+    monkeypatch.setattr(rig.parts.catalog, "mend", full_at_first)
+    rig.layout.base(base.base_id, base.format).unlink()
+    await reconciled(rig)
+    assert await rig.parts.catalog.bases() == []
 
 
 async def test_base_without_a_file_is_forgotten(rig: Rig, image: ImageId, base: Base) -> None:
