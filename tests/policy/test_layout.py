@@ -81,11 +81,6 @@ def test_a_base_and_its_manifest() -> None:
     assert layout_module.parse_manifest_name(base.name) is None
 
 
-def test_trash_keeps_the_name_of_the_base() -> None:
-    """A base that is moved aside can still be told by its name."""
-    assert LAYOUT.trashed(BASE_ID, DiskFormat.QCOW2) == Path(f"/state/trash/{BASE_ID}.qcow2")
-
-
 @pytest.mark.parametrize(
     "name",
     [

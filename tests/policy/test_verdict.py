@@ -103,6 +103,14 @@ def test_every_reason_has_its_words(reason: Reason) -> None:
     assert not summary(VIEW, verdict).endswith(": .")
 
 
+def test_who_has_no_place_is_told_none() -> None:
+    """A base that is in use has none in the order of eviction."""
+    verdict = Verdict(goes=True, reason=Reason.MAX_IDLE, unused=0)
+    assert (
+        summary(VIEW, verdict) == "It goes in the next pass: it was unused for eviction.max_idle."
+    )
+
+
 @pytest.mark.parametrize("rule", Rule)
 def test_every_rule_has_its_words(rule: Rule) -> None:
     """Nor any rule."""
