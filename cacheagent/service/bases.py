@@ -365,7 +365,7 @@ class Bases:
             await self._store.trash_base(base_id, manifest.base.format)
             await self._store.drop_trashed(base_id, manifest.base.format)
             raise
-        # Up to here a damaged one tells a restart that the file in bases/ is a new one.
+        # A damaged one that it takes the place of is of no use any more.
         await self._store.drop_quarantined(base_id, manifest.base.format)
         await self._store.discard_ingest(image.image_id)
         _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)

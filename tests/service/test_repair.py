@@ -242,3 +242,15 @@ async def test_start_goes_on_with_what_was_not_fetched(
     await rig.parts.store.quarantine_base(base.base_id, base.format)
     await repair.resume()
     await until(path_of(rig, base).exists)
+
+
+async def test_damaged_base_that_is_used_is_not_evicted(
+    rig: Rig, glance: LyingGlance, repair: Repair, base: Base, image_id: ImageId
+) -> None:
+    """While it cannot be fetched anew, its disk keeps the row."""
+    await use(rig, image_id)
+    glance.always("show", lying_glance.status(503))
+    await repair.damaged(base, "a test says so")
+    done = await rig.evictions.run("interval")
+    assert done.evicted == ()
+    assert await state_of(rig, base) is BaseState.QUARANTINED
