@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -157,6 +159,36 @@ async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Pa
     assert path.stat().st_blocks <= source.stat().st_blocks
     assert path.stat().st_mode & 0o777 == 0o660
     assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
+
+
+async def test_copy_of_a_base_can_be_stopped(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who no longer wants a copy of a large base waits for one step of it, not for all."""
+    source = tmp_path / "base"
+    source.write_bytes(os.urandom(4 << 20))
+    monkeypatch.setattr(files, "STEP", 4096)
+    monkeypatch.setattr(files, "FICLONE", 0)
+    under_way, gate = threading.Event(), threading.Event()
+    copy_some = files._copy_some  # noqa: SLF001 -- the step that is held up
+    steps = []
+
+    def held(*arguments: int) -> int:
+        steps.append(arguments)
+        under_way.set()
+        assert gate.wait(30)
+        return copy_some(*arguments)
+
+    monkeypatch.setattr(files, "_copy_some", held)
+    target = await store.begin_disk(values.disk_key(1), DiskFormat.RAW)
+    copying = asyncio.create_task(store.copy_base(source, target, 4 << 20))
+    await asyncio.to_thread(under_way.wait)
+    copying.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert len(steps) == 1
 
 
 async def test_clone_goes_to_a_file_system_of_another_kind(

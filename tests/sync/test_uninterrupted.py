@@ -66,3 +66,14 @@ async def test_work_that_is_cancelled_itself_is_no_hang() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
+
+
+async def test_work_is_told_that_nobody_waits_for_it() -> None:
+    """Work that can end soon hears of it when its caller goes, and is still waited for."""
+    work = Work()
+    caller = asyncio.create_task(uninterrupted(work.run(), on_cancel=work.may_end.set))
+    await work.begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert work.ended

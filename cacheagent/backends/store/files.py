@@ -16,11 +16,14 @@ from cacheagent.errors import DiskFullError, InvalidRequestError
 from cacheagent.model import SpaceUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 FICLONE = 0x40049409
 """Share all extents of another file (linux/fs.h); btrfs and XFS with reflink know it."""
+
+STEP = 64 << 20
+"""Bytes that are copied at once: a fraction of a second, after which a copy can be stopped."""
 
 BLOCK_UNIT = 512
 """``st_blocks`` counts in this unit, whatever the file system's block size (stat(2))."""
@@ -126,10 +129,23 @@ def move(source: Path, target: Path) -> None:
         sync_folder(source.parent)
 
 
-def clone(source: Path, target: Path) -> None:
+class StoppedError(Exception):
+    """A copy was told to stop."""
+
+
+def _never() -> bool:
+    return False
+
+
+def clone(source: Path, target: Path, is_stopped: Callable[[], bool] = _never) -> None:
     """Make ``target``, an empty file, a copy of ``source``: shared extents or equal bytes.
 
-    Holes stay holes. The data is on the device when this returns.
+    Holes stay holes. The data is on the device when this returns. ``is_stopped`` is asked between
+    steps of a copy.
+
+    Raises:
+        StoppedError: it was stopped; the copy is of no use.
+
     """
     with open_fd(source, os.O_RDONLY) as reader, open_fd(target, os.O_WRONLY) as writer:
         try:
@@ -137,18 +153,20 @@ def clone(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
                 raise
-            _copy_data(reader, writer)
+            _copy_data(reader, writer, is_stopped)
         os.fsync(writer)
 
 
-def _copy_data(reader: int, writer: int) -> None:
+def _copy_data(reader: int, writer: int, is_stopped: Callable[[], bool]) -> None:
     """Copy the runs of data inside the kernel; what lies between them stays a hole."""
     size = os.fstat(reader).st_size
     os.ftruncate(writer, size)
     for start, end in data_runs(reader, size):
         offset = start
         while offset < end:
-            copied = _copy_some(reader, writer, offset, end - offset)
+            if is_stopped():
+                raise StoppedError
+            copied = _copy_some(reader, writer, offset, min(end - offset, STEP))
             if not copied:
                 raise OSError(errno.EIO, "the file became shorter while it was copied")
             offset += copied

@@ -308,11 +308,15 @@ class Store:
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.
 
+        Who is cancelled waits for one step of the copy, not for the whole.
+
         Raises:
             InsufficientSpaceError: the file system is full.
 
         """
-        await self.run_long(files.clone, source, target)
+        stop = threading.Event()
+        copying = self.run_long(files.clone, source, target, stop.is_set)
+        await uninterrupted(copying, on_cancel=stop.set)
         await self.run(os.truncate, target, size)
 
     async def make_hole(self, path: Path, size: int) -> None:
