@@ -7,19 +7,25 @@ take in time is dropped there, and it is told so. Nothing piles up for it here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import structlog
 from aiohttp import hdrs, web
 
 from cacheagent.api import convert, reading, requestid
 from cacheagent.api.context import SERVICES, STREAMS
+from cacheagent.api.problems import reply_for
+from cacheagent.errors import ProblemError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from cacheagent.service.events import Event
+
+_log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -47,8 +53,9 @@ async def stream(request: web.Request) -> web.StreamResponse:
             await _pour(events, response)
         except ConnectionError:
             pass  # the caller went away: that is how a stream ends
+        except ProblemError as error:
+            await _end(response, error)
         except Exception:
-            # An answer that has begun cannot become a problem.
             if request.transport is not None:
                 request.transport.abort()
             raise
@@ -78,6 +85,14 @@ async def _pour(events: AsyncGenerator[Event, None], response: web.StreamRespons
         if (event := coming.result()) is None:
             return
         await response.write(_encoded(event))
+
+
+async def _end(response: web.StreamResponse, error: ProblemError) -> None:
+    """Tell the problem as an event: an answer that has begun cannot become one."""
+    _log.info("a stream of events ended", word=error.word, why=str(error))
+    document = (reply_for(error).text or "").encode()
+    with contextlib.suppress(ConnectionError):
+        await response.write(b"event: problem\ndata: " + document + b"\n\n")
 
 
 def _encoded(event: Event) -> bytes:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 import aiohttp
 from yarl import URL
 
-from cacheagent.client import calls
+from cacheagent.client import calls, sse
 from cacheagent.client.calls import Address, Call, Caller
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
 
     from cacheagent.client.shapes import (
         DiskShape,
         DiskWish,
+        EventShape,
         ImageShape,
         InstanceShape,
+        PrunedShape,
         StatusShape,
+        VerificationShape,
+        WhyShape,
     )
 
 _CONNECT_SECONDS = 10.0
+
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(
+    sock_connect=_CONNECT_SECONDS, sock_read=sse.SILENCE_SECONDS
+)
 
 
 class AsyncClient:
@@ -110,6 +122,33 @@ class AsyncClient:
         """Evict the base of an image now."""
         await self._ask(calls.delete(calls.image_path(image_id)))
 
+    async def verify(self, image_id: str) -> VerificationShape:
+        """Read the base of an image again and compare its digest; a damaged one goes."""
+        return cast("VerificationShape", await self._ask(calls.verify(image_id)))
+
+    async def why(self, image_id: str) -> WhyShape:
+        """Tell why an image stays, or when it goes."""
+        return cast("WhyShape", await self._ask(calls.get(calls.why_path(image_id))))
+
+    async def prune(self, *, dry_run: bool = False, free_bytes: int | None = None) -> PrunedShape:
+        """Make one pass of eviction: for so many bytes, or for what the bounds ask for."""
+        answer = await self._ask(calls.prune(dry_run=dry_run, free_bytes=free_bytes))
+        return cast("PrunedShape", answer)
+
+    async def events(self, after: str | None = None) -> AsyncGenerator[EventShape, None]:
+        """Give what happens from now on, or behind the event of the id ``after``, for ever.
+
+        Behind a cut it goes on where it was; the event ``missed`` comes where the daemon does not
+        remember all. It raises where the daemon does not answer any more.
+        """
+        stream = sse.Lines(after)
+        while True:
+            async with aclosing(self._connection.lines(stream.call(), self._caller)) as lines:
+                async for line in lines:
+                    if (event := stream.feed(line)) is not None:
+                        yield event
+            await asyncio.sleep(sse.RECONNECT_SECONDS)
+
     async def status(self) -> StatusShape:
         """Give the state of the agent."""
         return cast("StatusShape", await self._ask(calls.get("/v1/status")))
@@ -138,21 +177,44 @@ class _Connection:
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, call: Call, caller: Caller) -> object:
-        if self._session is None:
-            self._session = self._open()
         try:
-            async with self._session.request(
-                call.method,
-                URL(self._address.origin + call.path, encoded=True),
-                data=call.encoded(),
-                headers=call.all_headers(caller),
-                allow_redirects=False,
-            ) as response:
+            async with self._request(call, caller, self._timeout) as response:
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._address.unreachable(error) from error
         return calls.answer(
             self._address, response.status, response.headers.get("Retry-After"), body
+        )
+
+    async def lines(self, call: Call, caller: Caller) -> AsyncGenerator[bytes, None]:
+        """Give the lines of a stream until it is cut."""
+        begun = False
+        try:
+            async with self._request(call, caller, _STREAM_TIMEOUT) as response:
+                begun = response.content_type == sse.MEDIA_TYPE
+                if begun:
+                    async for line in response.content:
+                        yield line
+                    return
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if begun:
+                return
+            raise self._address.unreachable(error) from error
+        calls.refuse(self._address, response.status, response.headers.get("Retry-After"), body)
+
+    def _request(
+        self, call: Call, caller: Caller, timeout: aiohttp.ClientTimeout
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = self._open()
+        return self._session.request(
+            call.method,
+            URL(self._address.origin + call.path, encoded=True),
+            data=call.encoded(),
+            headers=call.all_headers(caller),
+            allow_redirects=False,
+            timeout=timeout,
         )
 
     def _open(self) -> aiohttp.ClientSession:
@@ -163,7 +225,7 @@ class _Connection:
         else:
             tls = True if self._tls is None else self._tls
             connector = aiohttp.TCPConnector(limit=0, ssl=tls)
-        return aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        return aiohttp.ClientSession(connector=connector)
 
     async def close(self) -> None:
         if self._session is not None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Unpack, cast
 
-from cacheagent.client import calls
+from cacheagent.client import calls, sse
 from cacheagent.client.calls import Address, Call, Caller
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Generator
 
     from cacheagent.client.shapes import (
         DiskShape,
         DiskWish,
+        EventShape,
         ImageShape,
         InstanceShape,
+        PrunedShape,
         StatusShape,
+        VerificationShape,
+        WhyShape,
     )
 
 
@@ -109,12 +116,58 @@ class Client:
         """Evict the base of an image now."""
         self._ask(calls.delete(calls.image_path(image_id)))
 
+    def verify(self, image_id: str) -> VerificationShape:
+        """Read the base of an image again and compare its digest; a damaged one goes."""
+        return cast("VerificationShape", self._ask(calls.verify(image_id)))
+
+    def why(self, image_id: str) -> WhyShape:
+        """Tell why an image stays, or when it goes."""
+        return cast("WhyShape", self._ask(calls.get(calls.why_path(image_id))))
+
+    def prune(self, *, dry_run: bool = False, free_bytes: int | None = None) -> PrunedShape:
+        """Make one pass of eviction: for so many bytes, or for what the bounds ask for."""
+        answer = self._ask(calls.prune(dry_run=dry_run, free_bytes=free_bytes))
+        return cast("PrunedShape", answer)
+
+    def events(self, after: str | None = None) -> Generator[EventShape, None, None]:
+        """Give what happens from now on, or behind the event of the id ``after``, for ever.
+
+        Behind a cut it goes on where it was; the event ``missed`` comes where the daemon does not
+        remember all. It raises where the daemon does not answer any more.
+        """
+        stream = sse.Lines(after)
+        while True:
+            with closing(self._lines(stream.call())) as lines:
+                for line in lines:
+                    if (event := stream.feed(line)) is not None:
+                        yield event
+            time.sleep(sse.RECONNECT_SECONDS)
+
     def status(self) -> StatusShape:
         """Give the state of the agent."""
         return cast("StatusShape", self._ask(calls.get("/v1/status")))
 
+    def _lines(self, call: Call) -> Generator[bytes, None, None]:
+        """Give the lines of a stream until it is cut."""
+        connection, begun = self._connection(sse.SILENCE_SECONDS), False
+        try:
+            connection.request(call.method, call.path, None, call.all_headers(self._caller))
+            response = connection.getresponse()
+            begun = response.headers.get_content_type() == sse.MEDIA_TYPE
+            while begun and (line := response.readline()):
+                yield line
+            body = b"" if begun else response.read()
+        except (http.client.HTTPException, OSError) as error:
+            if begun:
+                return
+            raise self._address.unreachable(error) from error
+        finally:
+            connection.close()
+        if not begun:
+            calls.refuse(self._address, response.status, response.headers["Retry-After"], body)
+
     def _ask(self, call: Call) -> object:
-        connection = self._connection()
+        connection = self._connection(self._seconds)
         try:
             connection.request(
                 call.method, call.path, call.encoded(), call.all_headers(self._caller)
@@ -127,13 +180,13 @@ class Client:
             connection.close()
         return calls.answer(self._address, response.status, response.headers["Retry-After"], body)
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, seconds: float | None) -> http.client.HTTPConnection:
         if self._address.path is not None:
-            return _UnixConnection(self._address.path, self._seconds)
+            return _UnixConnection(self._address.path, seconds)
         host, port = self._address.host, self._address.port
         if self._address.tls:
-            return http.client.HTTPSConnection(host, port, timeout=self._seconds, context=self._tls)
-        return http.client.HTTPConnection(host, port, timeout=self._seconds)
+            return http.client.HTTPSConnection(host, port, timeout=seconds, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=seconds)
 
 
 class _UnixConnection(http.client.HTTPConnection):

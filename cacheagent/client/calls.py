@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote, urlsplit
 
 from cacheagent.errors import DaemonUnreachableError, RequestFailedError
@@ -122,6 +122,22 @@ def pin(image_id: str) -> Call:
     return Call(method="PUT", path=pin_path(image_id))
 
 
+def verify(image_id: str) -> Call:
+    """Ask for a base to be read again."""
+    return Call(method="POST", path=f"{image_path(image_id)}/verify")
+
+
+def prune(*, dry_run: bool, free_bytes: int | None) -> Call:
+    """Ask for a pass of eviction."""
+    body = {"dry_run": dry_run, "free_bytes": free_bytes}
+    return Call(method="POST", path="/v1/prune", body=body)
+
+
+def why_path(image_id: str) -> str:
+    """Give the path of the reasons for which an image stays or goes."""
+    return f"{image_path(image_id)}/why"
+
+
 def get(path: str) -> Call:
     """Ask for what is at the path."""
     return Call(method="GET", path=path)
@@ -178,3 +194,9 @@ def answer(address: Address, status: int, retry_after: str | None, body: bytes) 
         problem["retry_after"] = int(retry_after)
     message = problem.get("detail") or problem.get("title") or f"the daemon answered {status}"
     raise RequestFailedError(str(message), status=status, problem=problem)
+
+
+def refuse(address: Address, status: int, retry_after: str | None, body: bytes) -> NoReturn:
+    """Raise for an answer that is not the stream that was asked for, as ``answer`` does."""
+    answer(address, status, retry_after, body)
+    raise DaemonUnreachableError(f"what answers at {address.text} has no events to tell")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 DiskFormat = Literal["qcow2", "raw"]
 DiskMode = Literal["overlay", "full"]
@@ -94,6 +94,114 @@ class ImageShape(TypedDict):
     fetched_at: str | None
     last_used_at: str | None
     error: str | None
+
+
+class BoundsShape(TypedDict):
+    """The bounds of the cache, and what is measured against them."""
+
+    cache_bytes: int
+    max_size_bytes: int | None
+    min_keep_bytes: int
+    size_bytes: int
+    used_bytes: int
+    high_watermark_bytes: int
+    low_watermark_bytes: int
+    free_bytes: int
+    min_free_bytes: int
+    reserved_bytes: int
+    needed_bytes: int
+
+
+class WhyShape(TypedDict):
+    """Why an image stays, or when it goes; ``summary`` says it in sentences."""
+
+    image_id: str
+    state: str
+    base_id: str | None
+    verdict: Literal["goes", "stays"] | None
+    reason: str | None
+    users: list[UserShape]
+    rules: list[str]
+    position: int | None
+    unused_bases: int | None
+    pinned: bool
+    allocated_bytes: int
+    fetched_at: str | None
+    last_used_at: str | None
+    free_at: str | None
+    idle_at: str | None
+    bounds: BoundsShape
+    summary: str
+
+
+class VerificationShape(TypedDict):
+    """What came of reading a base again."""
+
+    image_id: str
+    base_id: str
+    outcome: Literal["verified", "recorded", "damaged"]
+    algorithm: str
+    expected: str | None
+    actual: str | None
+    bytes_read: int
+    seconds: float
+    error: str | None
+
+
+class EvictedShape(TypedDict):
+    """A base that went, or would go."""
+
+    base_id: str
+    image_ids: list[str]
+    reason: str
+    bytes: int
+    last_used_at: str
+
+
+class StayingShape(TypedDict):
+    """A base that stays, with everything that keeps it."""
+
+    base_id: str
+    image_ids: list[str]
+    reason: str | None
+    users: list[UserShape]
+    rules: list[str]
+    position: int | None
+    bytes: int
+    last_used_at: str
+    free_at: str | None
+    idle_at: str | None
+
+
+class SkippedShape(TypedDict):
+    """A base that was to go, and turned out to be in use."""
+
+    base_id: str
+    image_ids: list[str]
+    reason: str
+    bytes: int
+    users: list[UserShape]
+
+
+class PrunedShape(TypedDict):
+    """What a pass did, or would do in a dry run."""
+
+    dry_run: bool
+    needed_bytes: int
+    freed_bytes: int
+    unmet_bytes: int
+    unmet_inodes: int
+    evicted: list[EvictedShape]
+    stay: list[StayingShape]
+    skipped: list[SkippedShape]
+
+
+class EventShape(TypedDict):
+    """Something that happened: ``data`` has ``at``, when it was, and what is known of it."""
+
+    id: str
+    event: str
+    data: dict[str, Any]
 
 
 class SpaceShape(TypedDict):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import ClientPayloadError
 from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
@@ -148,24 +149,39 @@ async def test_who_does_not_read_does_not_hold_up_the_end(
         await services.following.left.wait()
 
 
-async def test_a_refusal_in_the_middle_cuts_the_stream(
-    client: Client, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(UnauthenticatedError("it has expired"), "unauthenticated"), (ZeroDivisionError(), None)],
+)
+async def test_what_ends_a_stream_is_told(
+    client: Client,
+    services: FakeServices,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    word: str | None,
 ) -> None:
-    """What has begun cannot become a problem: the reader sees a cut, the log the reason."""
+    """A problem comes as the last event; what nobody expected is a cut, and in the log."""
 
     def follow(*_: object) -> object:
-        return refused()
+        return ending()
 
-    async def refused() -> AsyncIterator[object]:
+    async def ending() -> AsyncIterator[object]:
         yield Event(event_id="0-1", kind=EventKind.PRUNE, at=NOON, facts={})
-        raise UnauthenticatedError("the token has expired")
+        raise error
 
     monkeypatch.setattr(services.following, "follow", follow)
     with capture_logs() as logs:
         async with following(client) as stream:
-            with pytest.raises(Exception, match="payload is not completed"):
-                await stream.read()
-    assert logs[0]["problem"] == "unauthenticated"
+            assert (await block(stream))[1] == "event: prune"
+            if word is None:
+                with pytest.raises(ClientPayloadError):
+                    await stream.read()
+            else:
+                name, data = await block(stream)
+                problem = json.loads(data.removeprefix("data: "))
+                assert (name, problem["type"]) == ("event: problem", f"urn:cacheagent:{word}")
+                assert await stream.read() == b""
+    assert logs[0].get("word") == word
 
 
 async def test_head_tells_the_headers_alone(ask: Ask) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cacheagent.client import AsyncClient, Client
+from cacheagent.client import AsyncClient, Client, sse
 from cacheagent.client.calls import Address
 from cacheagent.errors import DaemonUnreachableError, RequestFailedError
 from tests.fakes.daemon import BROKEN, CACHED, COMING, FORBIDDEN, INSTANCE, MISSING, SIZE, TWIN
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.fakes.daemon import FakeDaemon
 
     Do = Callable[..., Any]
+    Follow = Callable[..., list[Any]]
 
 
 def _async_do(address: str, **options: str | float) -> Do:
@@ -116,6 +117,110 @@ def test_images_are_pulled_listed_and_evicted(do: Do, daemon: FakeDaemon) -> Non
     do("unpin", CACHED)
     do("evict", CACHED)
     assert CACHED not in daemon.images
+
+
+def test_a_base_is_verified_and_explained(do: Do) -> None:
+    """A program learns what a base is worth, and what becomes of it."""
+    assert do("verify", CACHED)["outcome"] == "verified"
+    assert do("why", CACHED)["verdict"] == "stays"
+    with pytest.raises(RequestFailedError):
+        do("verify", MISSING)
+
+
+def test_a_pass_is_planned_and_made(do: Do, daemon: FakeDaemon) -> None:
+    """A dry run changes nothing; what is wished is sent."""
+    planned = do("prune", dry_run=True, free_bytes=1 << 30)
+    assert [each["image_ids"] for each in planned["evicted"]] == [[CACHED]]
+    assert CACHED in daemon.images
+    assert do("prune")["evicted"] == planned["evicted"]
+    assert CACHED not in daemon.images
+    assert [body for _, _, _, body in daemon.requests] == [
+        {"dry_run": True, "free_bytes": 1 << 30},
+        {"dry_run": False, "free_bytes": None},
+    ]
+
+
+@pytest.fixture
+def follow(make: Do, address: str, monkeypatch: pytest.MonkeyPatch) -> Follow:
+    """Follow the events, without a pause behind a cut, and note what ends them."""
+    monkeypatch.setattr(sse, "RECONNECT_SECONDS", 0)
+
+    async def following(after: str | None, seen: list[Any]) -> None:
+        async with AsyncClient(address) as client:
+            async for event in client.events(after):
+                seen.append(event)  # noqa: PERF401 -- what came before the error counts
+
+    def collect(after: str | None, seen: list[Any]) -> None:
+        if make is _async_do:
+            asyncio.run(following(after, seen))
+        seen.extend(Client(address).events(after))
+
+    def run(after: str | None = None) -> list[Any]:
+        seen: list[Any] = []
+        with pytest.raises(RequestFailedError) as ended:
+            collect(after, seen)
+        return [*seen, ended.value]
+
+    return run
+
+
+def test_events_go_on_behind_a_cut(follow: Follow, daemon: FakeDaemon) -> None:
+    """Nothing is missed and nothing comes twice, until the daemon does not answer any more."""
+    daemon.events = [("image.progress", '{"at": 1}'), ("prune", '{"at": 2}')]
+    *events, ended = follow()
+    assert events == [
+        {"id": "0-1", "event": "image.progress", "data": {"at": 1}},
+        {"id": "0-2", "event": "prune", "data": {"at": 2}},
+    ]
+    assert ended.problem["type"] == "urn:cacheagent:shutting-down"
+    asked = [headers.get("Last-Event-ID") for _, _, headers, _ in daemon.requests]
+    assert asked == [None, "0-1", "0-2"]
+    assert {headers["Accept"] for _, _, headers, _ in daemon.requests} == {"text/event-stream"}
+
+
+def test_events_begin_where_a_program_left_them(follow: Follow, daemon: FakeDaemon) -> None:
+    """Whoever keeps the id of the last event goes on there after a restart of its own."""
+    daemon.events = [("prune", '{"at": 1}'), ("prune", '{"at": 2}')]
+    assert [event["id"] for event in follow("0-1")[:-1]] == ["0-2"]
+
+
+def test_a_problem_ends_the_events(follow: Follow, daemon: FakeDaemon) -> None:
+    """A token that has expired meanwhile is told as it would be at the beginning."""
+    problem = '{"type": "urn:cacheagent:unauthenticated", "status": 401, "detail": "expired"}'
+    daemon.events = [("prune", '{"at": 1}'), ("problem", problem)]
+    *events, ended = follow()
+    assert len(events) == 1
+    assert (ended.status, str(ended)) == (401, "expired")
+
+
+def test_without_a_daemon_there_are_no_events(make: Do) -> None:
+    """Who follows learns at once that nobody answers, or that something else does."""
+    kind = AsyncClient if make is _async_do else Client
+    with pytest.raises(DaemonUnreachableError):
+        _first(kind("/nonexistent/api.sock"))
+
+
+def test_an_answer_that_is_no_stream_is_no_daemon(
+    make: Do, stranger: tuple[str, list[bytes]]
+) -> None:
+    """Something else may sit at the address, and answer in JSON."""
+    address, answers = stranger
+    answers.append(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    kind = AsyncClient if make is _async_do else Client
+    with pytest.raises(DaemonUnreachableError, match="has no events to tell"):
+        _first(kind(address))
+
+
+def _first(client: AsyncClient | Client) -> object:
+    """Give the first event."""
+    if isinstance(client, Client):
+        return next(client.events())
+
+    async def first() -> object:
+        async with client:
+            return await anext(client.events())
+
+    return asyncio.run(first())
 
 
 def test_the_status_is_told(do: Do) -> None:
