@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INTERVAL = 600.0
 """Seconds between two rounds. The watcher sees nearly everything at once; a round finds the rest,
-and what it finds useless goes in the round after it. It costs a look at each file's name, and a
+and what it finds useless goes in the next one. It costs a look at each file's name, and a
 second of one thread for 10,000 disks at worst."""
 
 REST = 1.0

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from cacheagent.backends.store import Manifest, spare
 from cacheagent.backends.store.leftovers import identities, remove_same
 from cacheagent.errors import CacheAgentError, DiskFullError
-from cacheagent.policy.drift import CatalogState, diff
+from cacheagent.model import BaseState
+from cacheagent.policy.drift import CatalogState, DriftPlan, diff, merged
 from cacheagent.service.events import EventKind
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cacheagent.backends.store.leftovers import Identity
-    from cacheagent.model import BaseId, DiskKey
-    from cacheagent.policy.drift import DriftPlan, FilesState
+    from cacheagent.model import BaseId, DiskKey, ImageId
+    from cacheagent.policy.drift import FilesState
     from cacheagent.policy.inventory import Leftover
     from cacheagent.service.bases import Bases
     from cacheagent.service.creation import Creation
     from cacheagent.service.parts import Parts
     from cacheagent.service.repair import Repair
     from cacheagent.service.survey import Survey
+
+T = TypeVar("T")
+
+SETTLED = 300.0
+"""Seconds for which nobody touches a useless file before it goes: what is being made is touched."""
 
 STOPPED = "the agent stopped before the disk was made; ask for it again"
 
@@ -48,8 +54,9 @@ class Mending:
         self._creation = creation
         self._repair = repair
         self._survey = survey
-        # Useless files that the round before saw, as they were then.
-        self._useless: Mapping[Path, Identity] = {}
+        self._clock = parts.clock
+        # Useless files as the round before saw them, and since when they are the same.
+        self._useless: Mapping[Path, tuple[Identity, float]] = {}
 
     async def all_at_once(self, plan: DriftPlan, files: FilesState) -> None:
         """Carry the plan out while nothing else works on rows and files."""
@@ -65,30 +72,31 @@ class Mending:
                 await self._clear_away(key)
         await self._store.remove(plan.remove_files)
 
-    async def one_by_one(self, plan: DriftPlan, files: FilesState) -> None:
+    async def one_by_one(self, plan: DriftPlan, files: FilesState) -> DriftPlan:
         """Carry the plan out while requests are served: look again under each lock.
 
-        What somebody works on is left to the next round. A useless file goes in the second round
-        that finds it, if it was not touched since the first.
+        Gives what was still different, and so was mended. What somebody works on is left to the
+        next round. A useless file goes when it was the same for so long as ``SETTLED`` says.
         """
-        for key in plan.drop_disk_rows:
-            await self._guarded(self._creation.notice(key))
+        mended = [await self._guarded(work) for work in self._works(plan, files)]
+        mended += await self._sweep(plan, files)
+        return merged(each for each in mended if each is not None)
+
+    def _works(self, plan: DriftPlan, files: FilesState) -> Iterator[Awaitable[DriftPlan | None]]:
         adopted = (disk.key for disk in plan.adopt_disks)
         finished = (disk.key for disk in plan.finish_disks)
-        for key in (*adopted, *finished, *plan.fail_disks):
-            await self._guarded(self._disk(key, files))
-        for base_id in _bases_of(plan):
-            await self._guarded(self._base(base_id, files))
-        for base_id in (*plan.drop_base_rows, *plan.lost_bases):
-            await self._guarded(self._lost(base_id))
-        await self._sweep(plan, files)
+        yield from (self._notice(key) for key in plan.drop_disk_rows)
+        yield from (self._disk(key, files) for key in (*adopted, *finished, *plan.fail_disks))
+        yield from (self._base(base_id, files, {}) for base_id in _bases_of(plan))
+        yield from (self._lost(base_id) for base_id in (*plan.drop_base_rows, *plan.lost_bases))
 
-    async def _guarded(self, work: Awaitable[object]) -> None:
+    async def _guarded(self, work: Awaitable[T]) -> T | None:
         """Do one of many things: what it meets is not to keep the others from being done."""
         try:
-            await work
+            return await work
         except (CacheAgentError, OSError) as error:
             _log.warning("a difference could not be mended", why=str(error))
+            return None
 
     async def _mend(self, plan: DriftPlan) -> None:
         for name in plan.restore_bases:
@@ -115,92 +123,116 @@ class Mending:
 
     # --- one by one ----------------------------------------------------------------------------
 
-    async def _disk(self, key: DiskKey, files: FilesState) -> None:
+    async def _notice(self, key: DiskKey) -> DriftPlan | None:
+        gone = await self._creation.notice(key)
+        return DriftPlan(drop_disk_rows=(key,)) if gone else None
+
+    async def _disk(self, key: DiskKey, files: FilesState) -> DriftPlan | None:
         if key in self._creation.wanted():
-            return
+            return None
         # A creation takes the lock after it has become wanted, so this waits for a removal at most.
         async with self._creation.alone(key):
-            if key not in self._creation.wanted():
-                await uninterrupted(self._mend_disk(key, files))
+            if key in self._creation.wanted():
+                return None
+            return await uninterrupted(self._mend_disk(key, files))
 
-    async def _mend_disk(self, key: DiskKey, files: FilesState) -> None:
+    async def _mend_disk(self, key: DiskKey, files: FilesState) -> DriftPlan:
         row = await self._catalog.disk(key)
         rows = CatalogState(
             images=tuple(await self._catalog.images()), disks=() if row is None else (row,)
         )
         again = await self._survey.disk(key, files.inventory)
-        plan = diff(self._store.layout, rows, again, self._now())
+        found = diff(self._store.layout, rows, again, self._now())
         # One whose file has gone meanwhile is noticed in the next round.
-        await self._catalog.mend(replace(plan, drop_disk_rows=()), self._now(), STOPPED)
+        plan = DriftPlan(
+            adopt_disks=found.adopt_disks,
+            finish_disks=found.finish_disks,
+            fail_disks=found.fail_disks,
+        )
+        await self._mend(plan)
         for failed in plan.fail_disks:
             names = {"instance_id": failed.instance_id, "name": failed.name}
             self._events.emit(EventKind.DISK_FAILED, **names, error=STOPPED)
+        return plan
 
     async def _base(
-        self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity] | None = None
-    ) -> None:
+        self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity]
+    ) -> DriftPlan | None:
         """Look again at one base, and mend what differs; of its useless files ``due`` go."""
         if self._bases.locks.held(base_id):
-            return
+            return None
         async with self._bases.locks.hold(base_id):
-            await uninterrupted(self._mend_base(base_id, files, due or {}))
+            return await uninterrupted(self._mend_base(base_id, files, due))
 
     async def _mend_base(
         self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity]
-    ) -> None:
+    ) -> DriftPlan:
         row = await self._catalog.base(base_id)
         rows = CatalogState(
             bases=() if row is None else (row,),
             images=tuple(await self._catalog.images_of(base_id)),
-            disks=tuple(await self._catalog.disks_of_base(base_id)),
         )
         again = await self._survey.base(base_id, files.inventory)
-        plan = diff(self._store.layout, rows, again, self._now())
-        only_base = replace(plan, drop_base_rows=(), drop_disk_rows=(), fail_disks=())
-        await self._mend(only_base)
-        useless = {path: due[path] for path in plan.remove_files if path in due}
-        await self._store.run(remove_same, useless)
+        found = diff(self._store.layout, rows, again, self._now())
+        # One without its file is for the repair, which takes the lock itself.
+        plan = replace(found, drop_base_rows=(), lost_bases=(), strays=(), unproved_bases=())
+        await self._mend(plan)
+        useless = {path: due[path] for path in found.remove_files if path in due}
+        return replace(plan, remove_files=await self._store.run(remove_same, useless))
 
-    async def _lost(self, base_id: BaseId) -> None:
+    async def _lost(self, base_id: BaseId) -> DriftPlan | None:
         base = await self._catalog.base(base_id)
-        if base is not None and not self._bases.locks.held(base_id):
-            await self._repair.lost(base)
+        if base is None or base.state is not BaseState.READY or self._bases.locks.held(base_id):
+            return None
+        await self._repair.lost(base)
+        return DriftPlan(lost_bases=(base_id,))
 
     # --- useless files -------------------------------------------------------------------------
 
-    async def _sweep(self, plan: DriftPlan, files: FilesState) -> None:
-        before, useless = self._useless, frozenset(plan.remove_files)
-        self._useless = await self._store.run_long(identities, useless)
-        due = [
-            each
-            for each in files.inventory.leftovers
-            if each.path in useless and self._is_due(each.path, before)
-        ]
+    async def _sweep(self, plan: DriftPlan, files: FilesState) -> list[DriftPlan | None]:
+        due = await self._due(plan, files)
         by_base: dict[BaseId, dict[Path, Identity]] = defaultdict(dict)
+        by_image: dict[ImageId, list[Path]] = defaultdict(list)
+        swept: list[DriftPlan | None] = []
         for each in due:
             if each.base_id is not None:
-                by_base[each.base_id][each.path] = self._useless[each.path]
+                by_base[each.base_id][each.path] = self._useless[each.path][0]
+            elif each.image_id is not None:
+                by_image[each.image_id].append(each.path)
+            else:
+                swept.append(await self._guarded(self._remove(each)))
         for base_id, paths in by_base.items():
-            await self._guarded(self._base(base_id, files, paths))
-        for image_id in {each.image_id for each in due if each.image_id is not None}:
-            if image_id not in self._bases.coming():
-                await self._guarded(self._bases.forget(image_id))
-        for each in due:
-            if each.base_id is None and each.image_id is None:
-                await self._guarded(self._remove(each))
+            swept.append(await self._guarded(self._base(base_id, files, paths)))
+        for image_id, left in by_image.items():
+            swept.append(await self._guarded(self._forget(image_id, left)))
+        return swept
 
-    def _is_due(self, path: Path, before: Mapping[Path, Identity]) -> bool:
-        now = self._useless.get(path)
-        return now is not None and before.get(path) == now
+    async def _due(self, plan: DriftPlan, files: FilesState) -> Sequence[Leftover]:
+        """Give the useless files that have settled, after a look at what they are now."""
+        now, before = self._clock(), self._useless
+        seen = await self._store.run_long(identities, plan.remove_files)
+        self._useless = {
+            path: known if (known := before.get(path)) and known[0] == identity else (identity, now)
+            for path, identity in seen.items()
+        }
+        settled = {path for path, (_, since) in self._useless.items() if now - since >= SETTLED}
+        return [each for each in files.inventory.leftovers if each.path in settled]
 
-    async def _remove(self, file: Leftover) -> None:
+    async def _forget(self, image_id: ImageId, left: Sequence[Path]) -> DriftPlan | None:
+        if image_id in self._bases.coming():
+            return None
+        await self._bases.forget(image_id)
+        return DriftPlan(remove_files=tuple(left))
+
+    async def _remove(self, file: Leftover) -> DriftPlan | None:
         """Remove what is of no base: what a disk was to become, or an unfinished template."""
-        known = {file.path: self._useless[file.path]}
+        known = {file.path: self._useless[file.path][0]}
         if file.key is None:
-            await self._store.run(remove_same, known)
-        elif file.key not in self._creation.wanted():
-            async with self._creation.alone(file.key):
-                await self._store.run(remove_same, known)
+            return DriftPlan(remove_files=await self._store.run(remove_same, known))
+        if file.key in self._creation.wanted():
+            return None
+        async with self._creation.alone(file.key):
+            return DriftPlan(remove_files=await self._store.run(remove_same, known))
 
 
 def _bases_of(plan: DriftPlan) -> Sequence[BaseId]:

@@ -7,6 +7,7 @@ meanwhile: what was read is a suspicion only, and each difference is looked at a
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -74,7 +75,7 @@ class Reconcile:
         return plan
 
     async def check(self, now: datetime) -> DriftPlan:
-        """Compare and mend while requests are served. Give the differences that were seen.
+        """Compare and mend while requests are served. Give what was done, and what is left alone.
 
         At the end the files are read that may be bases and have lost their manifest.
         """
@@ -83,14 +84,22 @@ class Reconcile:
         files = await self._survey.files(known=rows.disks)
         running = _both(before, self._running(_base_ids(rows, files)))
         plan = await asyncio.to_thread(diff, self._layout, rows, files, now, running)
-        await self._mending.one_by_one(plan, files)
-        self._tell(plan)
+        mended = await self._mending.one_by_one(plan, files)
+        # What is left alone, or looked at now, was not mended.
+        mended = replace(
+            mended,
+            unproved_bases=plan.unproved_bases,
+            strays=plan.strays,
+            unknown=plan.unknown,
+            doubtful_disks=plan.doubtful_disks,
+        )
+        self._tell(mended)
         for name in plan.unproved_bases:
             try:
                 await self._adoption.prove(*name)
             except (CacheAgentError, OSError) as error:
                 _log.warning("a file cannot be proved", base_id=name[0], why=str(error))
-        return plan
+        return mended
 
     def _running(self, base_ids: Sequence[BaseId]) -> Running:
         return Running(

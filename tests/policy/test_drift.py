@@ -23,6 +23,7 @@ from cacheagent.policy.drift import (
     FinishedDisk,
     FoundDisk,
     Running,
+    merged,
 )
 from cacheagent.policy.inventory import Leftover, LeftoverKind
 from tests.fakes.values import base, base_id, disk, disk_key, glance_image, image_id
@@ -431,3 +432,13 @@ def test_differences_are_counted_by_kind() -> None:
         "doubt": 9,
     }
     assert set(made.counts()) == set(metrics.DRIFT_KINDS)
+
+
+def test_plans_add_up() -> None:
+    """What was mended one by one is told as one plan."""
+    one = DriftPlan(drop_base_rows=(base_id(1),), fail_disks=(KEY,))
+    other = DriftPlan(drop_base_rows=(base_id(2),))
+    assert merged([one, other]) == DriftPlan(
+        drop_base_rows=(base_id(1), base_id(2)), fail_disks=(KEY,)
+    )
+    assert merged([]) == NOTHING

@@ -21,11 +21,12 @@ def identities(paths: Iterable[Path]) -> dict[Path, Identity]:
     return {path: identity for path, identity in found.items() if identity is not None}
 
 
-def remove_same(known: Mapping[Path, Identity]) -> None:
-    """Remove the files that are still what they were."""
-    for path, identity in known.items():
-        if _identity(path) == identity:
-            path.unlink(missing_ok=True)
+def remove_same(known: Mapping[Path, Identity]) -> tuple[Path, ...]:
+    """Remove the files that are still what they were, and give those."""
+    same = tuple(path for path, identity in known.items() if _identity(path) == identity)
+    for path in same:
+        path.unlink(missing_ok=True)
+    return same
 
 
 def _identity(path: Path) -> Identity | None:

@@ -8,7 +8,7 @@ folder that may not be mounted) keeps everything that it is about. So does work 
 from __future__ import annotations
 
 from cacheagent.policy.drift.disks import FinishedDisk
-from cacheagent.policy.drift.plan import DriftPlan, diff
+from cacheagent.policy.drift.plan import DriftPlan, diff, merged
 from cacheagent.policy.drift.states import (
     CatalogState,
     FilesState,
@@ -26,4 +26,5 @@ __all__ = [
     "FoundDisk",
     "Running",
     "diff",
+    "merged",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from cacheagent.policy.drift.leftovers import Useless
 from cacheagent.policy.drift.states import CatalogState, FilesState, FoundBase, FoundDisk, Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from cacheagent.policy.layout import Layout
@@ -72,6 +72,17 @@ class DriftPlan:
             "unknown_file": len(self.strays) + len(self.unknown),
             "doubt": len(self.doubtful_disks),
         }
+
+
+def merged(plans: Iterable[DriftPlan]) -> DriftPlan:
+    """Give one plan of all that these plans have."""
+    every = tuple(plans)
+    return DriftPlan(
+        **{
+            field.name: tuple(each for plan in every for each in getattr(plan, field.name))
+            for field in fields(DriftPlan)
+        }
+    )
 
 
 def diff(
