@@ -131,7 +131,11 @@ class Repair:
         row = await self._catalog.base(base_id)
         if row is None or not await self._is_needed(row):
             return True
-        for cached in await self._catalog.images_of(base_id):
+        images = await self._catalog.images_of(base_id)
+        if not images:
+            _log.error("no image brings back a base that is needed", base_id=base_id)
+            return True
+        for cached in images:
             image_id = cached.image.image_id
             try:
                 await self._bases.ensure(image_id, Caller())

@@ -233,6 +233,25 @@ async def test_fetching_ends_with_the_last_user(
     assert await state_of(rig, base) is BaseState.QUARANTINED
 
 
+async def test_what_no_image_brings_back_is_not_asked_for_for_ever(
+    rig: Rig,
+    glance: LyingGlance,
+    repair: Repair,
+    base: Base,
+    image_id: ImageId,
+    gate: asyncio.Event,
+) -> None:
+    """Where the id stands for other bytes by now, nobody has those of the base."""
+    await use(rig, image_id)
+    glance.add(os.urandom(MIB), id=image_id)
+    gate.set()
+    await repair.damaged(base, "a test says so")
+    await until(lambda: not repair.fetching())
+    assert len(glance.calls("data")) == 2
+    assert await state_of(rig, base) is BaseState.QUARANTINED
+    assert path_of(rig, base).name in in_quarantine(rig)
+
+
 async def test_start_goes_on_with_what_was_not_fetched(
     rig: Rig, repair: Repair, base: Base, image_id: ImageId
 ) -> None:

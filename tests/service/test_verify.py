@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import ImageNotFoundError
+from cacheagent.errors import BaseInUseError, ImageNotFoundError
 from cacheagent.model import BaseState, Caller, DiskSpec, UserKind, VerificationOutcome
 from cacheagent.service.repair import Repair
 from cacheagent.service.verify import Verify
@@ -264,9 +264,11 @@ async def test_base_is_leased_while_it_is_read(
     task = await reading(rig, verify, base)
     users = await rig.use.proved(base)
     assert [(user.kind, user.detail) for user in users] == [(UserKind.LEASE, "verification")]
+    with pytest.raises(BaseInUseError):
+        await rig.images.evict(wanted, NOBODY)
     held_up.set()
     await task
-    assert await rig.use.proved(base) == ()
+    await rig.images.evict(wanted, NOBODY)
 
 
 async def test_reading_ends_between_two_blocks(
