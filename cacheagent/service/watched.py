@@ -84,8 +84,9 @@ class Watched:
     async def uncover(self, watcher: Watcher, folder: Path, *, below: bool) -> None:
         """Watch a folder no longer that has gone, nor what was ``below`` it if that went along."""
         await (watcher.unwatch_tree(folder) if below else watcher.unwatch(folder))
-        if self._unwatched.pop(folder, None) is not None:
-            self._metric.set(len(self._unwatched))
+        for gone in [each for each in self._unwatched if each.is_relative_to(folder)]:
+            del self._unwatched[gone]
+        self._metric.set(len(self._unwatched))
 
     def _count(self, unwatched: Mapping[Path, str]) -> None:
         if unwatched and not self._unwatched:

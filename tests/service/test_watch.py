@@ -430,9 +430,35 @@ async def test_folder_that_cannot_be_watched_is_counted(
         await world.watch.begin(watcher)
         assert world.rig.metric("unwatched_folders") == 1
         assert watcher.folders >= {world.shelf, lost.parent}
-        lost.rmdir()
+        lost.parent.rename(world.rig.layout.trash / "away")
         await world.settle()
         assert world.rig.metric("unwatched_folders") == 0
+
+
+async def test_our_own_folders_are_no_part_of_a_scan_folder(
+    tmp_path: Path, glance: LyingGlance
+) -> None:
+    """Who has all of a file system scanned is not told of templates, downloads and trash."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    storage = {
+        "state_dir": str(tmp_path / "link" / "state"),
+        "scan_dirs": [str(tmp_path), str(tmp_path / "state" / "instances" / "deep")],
+    }
+    async with (
+        rig_on(tmp_path, glance.url, storage=storage) as rig,
+        await Watcher.open() as watcher,
+    ):
+        (rig.layout.instances_dir / "deep").mkdir()
+        await Watched(rig.parts).begin(watcher)
+        assert watcher.folders == {
+            rig.layout.bases,
+            rig.layout.instances_dir,
+            rig.layout.instances_dir / "deep",
+            tmp_path,
+            tmp_path / "other",
+        }
+        assert rig.metric("unwatched_folders") == 0
 
 
 async def test_burst_is_taken_in_order(world: World) -> None:
