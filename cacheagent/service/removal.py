@@ -149,13 +149,15 @@ class Removal:
             return await deed()
 
     async def _late_users(self, trashed: Sequence[Eviction]) -> list[tuple[User, ...]]:
-        if not trashed:
-            return []
+        # A damaged base was out of everybody's reach before, and does not lie in the trash.
+        bases = [each.base for each in trashed if each.base.state is not BaseState.QUARANTINED]
+        if not bases:
+            return [()] * len(trashed)
         trash = self._store.layout.trashed
         found = await self._use.outside(
-            {each.base.base_id: trash(each.base.base_id, each.base.format) for each in trashed}
+            {base.base_id: trash(base.base_id, base.format) for base in bases}
         )
-        return [found[each.base.base_id] for each in trashed]
+        return [found.get(each.base.base_id, ()) for each in trashed]
 
     async def _put_back(self, base: Base, users: tuple[User, ...]) -> None:
         await self._despite_full(partial(self._store.restore_base, base.base_id, base.format))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cacheagent.backends import locks, qcow2
 from cacheagent.backends.qmp import Guests
-from cacheagent.model import User, UserKind
+from cacheagent.model import BaseState, User, UserKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ class Use:
             base.base_id: (
                 *(known := held.get(base.base_id, ())),
                 *(User(kind=UserKind.WAITER, detail=each) for each in waiting[base.base_id]),
-                *self._strangers(known, outside[base.base_id]),
+                *self._strangers(known, self._counting(base, outside[base.base_id])),
             )
             for base in bases
         }
@@ -78,6 +78,11 @@ class Use:
     def path(self, base: Base) -> Path:
         """Give the path by which overlays name the base."""
         return self._layout.base(base.base_id, base.format)
+
+    def _counting(self, base: Base, found: Iterable[User]) -> Iterator[User]:
+        """Leave out what is said of the file of a damaged base: it does not lie there any more."""
+        gone = self.path(base) if base.state is BaseState.QUARANTINED else None
+        return (user for user in found if gone is None or user.path != gone)
 
     async def _waiting(self) -> Mapping[BaseId, list[ImageId]]:
         waiting: dict[BaseId, list[ImageId]] = defaultdict(list)

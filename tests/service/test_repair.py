@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.model import BaseState, Caller, DiskSpec
+from cacheagent.policy.eviction import Reason
 from cacheagent.service.repair import Repair
 from cacheagent.sync.backoff import Backoff
 from tests.fakes import lying_glance
@@ -273,3 +274,14 @@ async def test_damaged_base_that_is_used_is_not_evicted(
     done = await rig.evictions.run("interval")
     assert done.evicted == ()
     assert await state_of(rig, base) is BaseState.QUARANTINED
+
+
+async def test_damaged_base_that_nobody_uses_is_evicted(
+    rig: Rig, repair: Repair, base: Base, image_id: ImageId
+) -> None:
+    """The next pass of the pruner takes it away, file and row, however young it is."""
+    await repair.damaged(base, "a test says so")
+    done = await rig.evictions.run("interval")
+    assert [each.reason for each in done.evicted] == [Reason.DAMAGED]
+    assert await rig.parts.catalog.image(image_id) is None
+    assert in_quarantine(rig) == []
