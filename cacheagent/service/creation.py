@@ -159,8 +159,22 @@ class Creation:
         try:
             if (key, spec) in self._begun:
                 await self.create(key, spec, caller)
+        except Exception as error:
+            if (key, spec) in self._begun:
+                await uninterrupted(self._leave_word(key, spec, error))
+            raise
         finally:
             self._begun.discard((key, spec))
+
+    async def _leave_word(self, key: DiskKey, spec: DiskSpec, error: Exception) -> None:
+        """Write the failure down where what was joined had failed before anybody was to be told."""
+        async with self._locks.hold(key):
+            if await self._catalog.disk(key) is None:
+                await self._write_failure(key, spec, _words(error))
+
+    async def _write_failure(self, key: DiskKey, spec: DiskSpec, why: str) -> None:
+        await self._catalog.begin_disk(pending(key, spec, self._now()))
+        await self._catalog.fail_disk(key, why)
 
     async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Run once for all who ask for this disk; its row tells how that ends."""
@@ -181,13 +195,12 @@ class Creation:
         disk = await self._catalog.disk(key)
         if disk is not None and disk.state is DiskState.READY:
             return
-        known = isinstance(error, CacheAgentError)
-        why = str(error) if known else "internal error; see the agent's log"
+        why = _words(error)
         if (key, spec) not in self._begun:
             await self._catalog.remove_disk(key, self._now())
         elif isinstance(error, Exception):
-            await self._catalog.begin_disk(pending(key, spec, self._now()))
-            await self._catalog.fail_disk(key, why)
+            await self._write_failure(key, spec, why)
+            self._begun.discard((key, spec))
         if isinstance(error, Exception):
             self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
@@ -339,6 +352,11 @@ def pending(key: DiskKey, spec: DiskSpec, now: datetime) -> Disk:
         cache=CacheResult.BLANK if spec.image_id is None else CacheResult.MISS,
         created_at=now,
     )
+
+
+def _words(error: BaseException) -> str:
+    known = isinstance(error, CacheAgentError)
+    return str(error) if known else "internal error; see the agent's log"
 
 
 def _intended(disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:

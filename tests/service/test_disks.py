@@ -380,22 +380,3 @@ async def test_refusal_is_for_the_tenant_whose_token_was_used(
     with pytest.raises(ImageForbiddenError):
         await refused
     assert (await waiting)[0].disk.state is DiskState.READY
-
-
-async def test_one_who_goes_away_while_a_disk_is_begun_leaves_it_begun(
-    rig: Rig, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An intent is never written down without somebody who works on it."""
-    begin_disk = rig.parts.catalog.begin_disk
-    writing = asyncio.Event()
-
-    async def slow(disk: Disk, lease_id: str | None = None) -> DiskIntent:
-        writing.set()
-        return await begin_disk(disk, lease_id)
-
-    monkeypatch.setattr(rig.parts.catalog, "begin_disk", slow)
-    leaving = asyncio.create_task(rig.disks.begin(KEY, of(image_id), NOBODY))
-    await writing.wait()
-    leaving.cancel()
-    await asyncio.wait({leaving})
-    assert await settled(rig) is DiskState.READY

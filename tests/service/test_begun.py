@@ -1,0 +1,79 @@
+"""Disks of which somebody was told that they are on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.errors import ImageNotFoundError
+from cacheagent.model import Caller, DiskSpec, DiskState, ImageId
+from tests.fakes.values import disk_key
+from tests.needs import require_programs
+from tests.service.rig import state_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from cacheagent.backends.catalog import DiskIntent
+    from cacheagent.model import Disk, DiskKey
+    from tests.fakes.lying_glance import LyingGlance
+    from tests.service.rig import Rig
+
+KEY = disk_key(1)
+NOBODY = Caller()
+
+
+async def settled(rig: Rig) -> DiskState:
+    """Wait until the disk is no longer on its way, and tell what has become of it."""
+    while (state := await state_of(rig, KEY)) is DiskState.PENDING:
+        pass
+    return state
+
+
+async def test_one_who_goes_away_while_a_disk_is_begun_leaves_it_begun(
+    rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An intent is never written down without somebody who works on it."""
+    require_programs("qemu-img")
+    image_id = glance.add(b"x" * 4096)
+    begin_disk = rig.parts.catalog.begin_disk
+    writing = asyncio.Event()
+
+    async def slow(disk: Disk, lease_id: str | None = None) -> DiskIntent:
+        writing.set()
+        return await begin_disk(disk, lease_id)
+
+    monkeypatch.setattr(rig.parts.catalog, "begin_disk", slow)
+    leaving = asyncio.create_task(
+        rig.disks.begin(KEY, DiskSpec(image_id=image_id, size=None), NOBODY)
+    )
+    await writing.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert await settled(rig) is DiskState.READY
+
+
+async def test_one_who_begins_what_is_just_failing_learns_that_it_failed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was told that a disk is on its way finds its failure, not that it is unknown."""
+    unknown = DiskSpec(image_id=ImageId(str(uuid.uuid4())), size=None)
+    remove_disk = rig.parts.catalog.remove_disk
+    clearing, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow(key: DiskKey, now: datetime) -> None:
+        clearing.set()
+        await gate.wait()
+        await remove_disk(key, now)
+
+    monkeypatch.setattr(rig.parts.catalog, "remove_disk", slow)
+    failing = asyncio.create_task(rig.disks.create(KEY, unknown, NOBODY))
+    await clearing.wait()
+    _, begun = await rig.disks.begin(KEY, unknown, NOBODY)
+    gate.set()
+    with pytest.raises(ImageNotFoundError):
+        await failing
+    assert (begun, await settled(rig)) == (True, DiskState.FAILED)
