@@ -9,8 +9,10 @@ from cacheagent.cli.disks import disk
 from cacheagent.cli.ending import EndingGroup
 from cacheagent.cli.images import image
 from cacheagent.cli.overview import status
+from cacheagent.cli.pruning import prune
 from cacheagent.cli.servers import check_config, imageserver, serve
 from cacheagent.cli.settings import client_options
+from cacheagent.cli.top import top
 
 __all__ = ["main"]
 
@@ -25,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (serve, check_config, imageserver, disk, image, status):
+for command in (serve, check_config, imageserver, disk, image, prune, status, top):
     main.add_command(command)

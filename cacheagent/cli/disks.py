@@ -9,22 +9,16 @@ import click
 from cacheagent.cli.names import find_image
 from cacheagent.cli.progress import with_bar
 from cacheagent.cli.settings import Settings, client_options, pass_settings
+from cacheagent.cli.sizes import size_argument
 from cacheagent.cli.text import print_facts, print_rows
 from cacheagent.client import shapes
-from cacheagent.units import format_size, parse_size
+from cacheagent.units import format_size
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from cacheagent.client import AsyncClient, DiskWish
     from cacheagent.client.shapes import DiskShape
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} {error}") from error
 
 
 @click.group()
@@ -38,7 +32,11 @@ def disk() -> None:
 @click.argument("name")
 @click.option("--image", "image_id", metavar="IMAGE", help="Its id, or a unique name.")
 @click.option(
-    "--size", "size_bytes", type=_size, metavar="SIZE", help="As 20GiB; without it: the image's."
+    "--size",
+    "size_bytes",
+    type=size_argument,
+    metavar="SIZE",
+    help="As 20GiB; without it: the image's.",
 )
 @click.option("--format", type=click.Choice(get_args(shapes.DiskFormat)))
 @click.option("--mode", type=click.Choice(get_args(shapes.DiskMode)))

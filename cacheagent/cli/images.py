@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cacheagent.cli.ending import REFUSED
 from cacheagent.cli.names import find_image
-from cacheagent.cli.progress import with_bar
+from cacheagent.cli.progress import with_bar, with_spinner
 from cacheagent.cli.settings import Settings, client_options, pass_settings
-from cacheagent.cli.text import print_facts, print_rows, short_time
-from cacheagent.units import format_size
+from cacheagent.cli.sizes import shown
+from cacheagent.cli.text import print_facts, print_rows, printable, short_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cacheagent.client import AsyncClient
-    from cacheagent.client.shapes import ImageShape, UserShape
+    from cacheagent.client.shapes import ImageShape, UserShape, VerificationShape, WhyShape
 
 
 @click.group()
 @client_options
 def image() -> None:
-    """Look at the cached images, bring them in, pin them, evict them."""
+    """Look at the cached images, bring them in, pin them, verify them, evict them."""
 
 
 @image.command("list")
@@ -107,8 +108,84 @@ def unpin(settings: Settings, image: str) -> None:
     settings.tell(f"image {settings.ask(work)} unpinned")
 
 
-def _size(size: int | None) -> str | None:
-    return None if size is None else format_size(size)
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def verify(settings: Settings, image: str) -> None:
+    """Read a base again and compare its digest; exit status 1 where it is damaged.
+
+    A damaged base is taken out of use, and fetched anew if a disk needs it. IMAGE is an id or a
+    unique name.
+    """
+
+    async def work(client: AsyncClient) -> VerificationShape:
+        image_id = await find_image(client, image)
+        return await with_spinner("reading the base", client.verify(image_id))
+
+    done = settings.ask(work)
+    settings.show(done, lambda done: print_facts(_verification(done)))
+    if done["outcome"] == "damaged":
+        click.get_current_context().exit(REFUSED)
+
+
+@image.command()
+@click.argument("image")
+@client_options
+@pass_settings
+def why(settings: Settings, image: str) -> None:
+    """Tell why an image stays, or when it goes. IMAGE is an id or a unique name."""
+
+    async def work(client: AsyncClient) -> WhyShape:
+        return await client.why(await find_image(client, image))
+
+    settings.show(settings.ask(work), _print_why)
+
+
+def _verification(done: VerificationShape) -> Iterator[tuple[str, object]]:
+    yield "image", done["image_id"]
+    yield "outcome", done["outcome"]
+    if done["error"]:
+        yield "error", done["error"]
+    yield done["algorithm"], done["actual"]
+    if done["actual"] != done["expected"]:
+        yield "expected", done["expected"]
+    rate = int(done["bytes_read"] / done["seconds"]) if done["seconds"] else None
+    yield "read", f"{shown(done['bytes_read'])} in {done['seconds']:.1f} s"
+    yield "rate", None if rate is None else f"{shown(rate)}/s"
+
+
+def _print_why(found: WhyShape) -> None:
+    click.echo(printable(found["summary"]))
+    click.echo()
+    print_facts(_reasons(found))
+
+
+def _reasons(found: WhyShape) -> Iterator[tuple[str, object]]:
+    bounds = found["bounds"]
+    yield "image", found["image_id"]
+    yield "state", found["state"]
+    yield "verdict", found["verdict"]
+    yield "reason", found["reason"]
+    for user in found["users"]:
+        yield "used by", _user(user)
+    yield "rules", ", ".join(found["rules"]) or None
+    if found["position"] is not None:
+        yield "in the order", f"number {found['position']} of {found['unused_bases']}"
+    yield "min_age until", found["free_at"]
+    yield "max_idle at", found["idle_at"]
+    yield "fetched", found["fetched_at"]
+    yield "last used", found["last_used_at"]
+    yield "on disk", shown(found["allocated_bytes"])
+    yield (
+        "cache",
+        f"{shown(bounds['cache_bytes'])}, at most {shown(bounds['max_size_bytes']) or '-'}",
+    )
+    used, size = shown(bounds["used_bytes"]), shown(bounds["size_bytes"])
+    low, high = shown(bounds["low_watermark_bytes"]), shown(bounds["high_watermark_bytes"])
+    yield "file system", f"{used} of {size} used, watermarks {low} and {high}"
+    yield "free", f"{shown(bounds['free_bytes'])}, at least {shown(bounds['min_free_bytes'])}"
+    yield "needed", shown(bounds["needed_bytes"])
 
 
 def _state(image: ImageShape) -> str:
@@ -127,8 +204,8 @@ def _print_images(images: list[ImageShape]) -> None:
                 image["name"],
                 _state(image),
                 image["disk_format"],
-                _size(image["virtual_size_bytes"]),
-                _size(image["allocated_bytes"]),
+                shown(image["virtual_size_bytes"]),
+                shown(image["allocated_bytes"]),
                 "pinned" if image["pinned"] else "yes" if image["in_use"] else "no",
                 short_time(image["last_used_at"]),
             )
@@ -148,9 +225,9 @@ def _facts(image: ImageShape) -> Iterator[tuple[str, object]]:
     yield "name", image["name"]
     yield "state", _state(image)
     yield "format", image["disk_format"]
-    yield "download", _size(image["size_bytes"])
-    yield "virtual size", _size(image["virtual_size_bytes"])
-    yield "on disk", _size(image["allocated_bytes"])
+    yield "download", shown(image["size_bytes"])
+    yield "virtual size", shown(image["virtual_size_bytes"])
+    yield "on disk", shown(image["allocated_bytes"])
     yield "base", base and base["path"]
     yield "pinned", "yes" if image["pinned"] else "no"
     yield "fetched", image["fetched_at"]

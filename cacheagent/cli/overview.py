@@ -41,7 +41,7 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     high = format_size(space["high_watermark_bytes"])
     low = format_size(space["low_watermark_bytes"])
     yield "kept free", format_size(space["min_free_bytes"])
-    yield "watermarks", f"{high}, {low}: not in this version"
+    yield "watermarks", f"evicts above {high}, down to {low}"
     for name, count in status["counts"].items():
         yield name, count
     for name, loop in status["loops"].items():

@@ -20,7 +20,7 @@ from rich.progress import (
 from cacheagent.errors import RequestFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from cacheagent.client import AsyncClient
     from cacheagent.client.shapes import ImageShape
@@ -46,6 +46,15 @@ async def with_bar(client: AsyncClient, image_id: str | None, work: Coroutine[No
         return await waiting
     finally:
         waiting.cancel()
+
+
+async def with_spinner(what: str, work: Awaitable[T]) -> T:
+    """Give what ``work`` gives; on a terminal's stderr, tell meanwhile that it goes on."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return await work
+    with console.status(what):
+        return await work
 
 
 async def _draw(client: AsyncClient, image_id: str, waiting: asyncio.Future[T]) -> None:

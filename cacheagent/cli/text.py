@@ -48,17 +48,17 @@ def print_rows(
     """
     lines = [dict(zip(head, row, strict=True)) for row in rows]
     columns = list(head)
-    console = _console()
+    screen = console()
     table = _table(columns, lines)
-    for name in spare if console.is_terminal else ():
+    for name in spare if screen.is_terminal else ():
         if (
-            console.measure(table, options=console.options.update(max_width=_NO_LIMIT)).maximum
-            <= console.width
+            screen.measure(table, options=screen.options.update(max_width=_NO_LIMIT)).maximum
+            <= screen.width
         ):
             break
         columns.remove(name)
         table = _table(columns, lines)
-    console.print(table)
+    screen.print(table)
 
 
 def _table(columns: Sequence[str], lines: Iterable[Mapping[str, object]]) -> Table:
@@ -74,15 +74,16 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one a line, however long; None becomes a hyphen."""
     pairs = list(facts)
     width = max((len(name) for name, _ in pairs), default=0)
-    console = _console()
+    screen = console()
     for name, value in pairs:
         line = Text.assemble((f"{name:<{width}}", "bold"), "  ", _cell(value))
-        console.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
 
 
 def _cell(value: object) -> Text:
     return Text("-" if value is None else printable(str(value)))
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Give standard output as it is now: a terminal, or a pipe that folds nothing."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)

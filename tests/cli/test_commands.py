@@ -279,7 +279,7 @@ def test_status_shows_room_and_loops(run: Run) -> None:
     output = run("status").output
     for part in ("1 day, 2:03:04", "60.0 GiB of 100.0 GiB used", "reachable", "never"):
         assert part in output
-    assert "85.0 GiB, 75.0 GiB: not in this version" in output
+    assert "evicts above 85.0 GiB, down to 75.0 GiB" in output
 
 
 def test_the_version_is_told() -> None:
