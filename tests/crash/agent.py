@@ -61,7 +61,9 @@ class ForkServer:
 
     async def _line(self) -> str:
         assert self._process.stdout is not None
-        return await asyncio.to_thread(self._process.stdout.readline)
+        line = await asyncio.to_thread(self._process.stdout.readline)
+        assert line, "the fork server has ended"
+        return line
 
 
 @contextlib.contextmanager

@@ -50,6 +50,12 @@ A path may be an open file instead. What ``os.replace``, ``os.fchmod`` and the l
 events too.
 """
 
+MISSING = {"os.mkdir": False, "os.remove": True, "os.rmdir": True, "os.chmod": True}
+"""What comes to nothing where the path is there, or where it is missing: that is no step."""
+
+READING = {"qemu-img --version", "qemu-img check", "qemu-img info", "ldconfig -p"}
+"""Programs that write nothing."""
+
 UNTOLD = ("fsync", "fdatasync", "pwrite", "write", "copy_file_range", "sendfile")
 """What changes a file in an open descriptor, or makes that durable, without any event."""
 
@@ -152,7 +158,8 @@ class Failpoints:
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take an audit event, whatever it is about."""
         if count := PATH_EVENTS.get(event):
-            self._reach_files(event, arguments[:count])
+            if not _comes_to_nothing(event, arguments[0]):
+                self._reach_files(event, arguments[:count])
         elif event == "open" and not isinstance(arguments[0], int):
             path, _, flags = arguments
             if path is not None and flags & WRITING:
@@ -160,7 +167,7 @@ class Failpoints:
         elif event == "sqlite3.connect":
             self._reach_files(event, arguments)
         elif event == "subprocess.Popen":
-            self._reach_program(f"start {_program(arguments[1])}")
+            self._reach_program(arguments[1], "begins")
 
     def _reach_files(self, deed: str, files: tuple[Any, ...]) -> None:
         """Come to a failpoint at files, if they are those of the agent."""
@@ -169,10 +176,11 @@ class Failpoints:
         if known:
             self.reach(f"{deed} {' -> '.join(known)}")
 
-    def _reach_program(self, deed: str) -> None:
-        """Come to a failpoint at a program, if it is the agent and no library that runs it."""
-        if _way():
-            self.reach(deed)
+    def _reach_program(self, words: list[str], deed: str) -> None:
+        """Come to a failpoint at a program, if that may write."""
+        program = _program(words)
+        if program not in READING:
+            self.reach(f"{program} {deed}")
 
     def _name(self, file: int | str | bytes | os.PathLike[str]) -> str | None:
         """Name a file of the agent; None for any other."""
@@ -224,7 +232,7 @@ class Failpoints:
 
         def told(process: Any, arguments: Any, *more: Any, **named: Any) -> None:  # noqa: ANN401 -- Popen's
             begin(process, arguments, *more, **named)
-            self._reach_program(f"{_program(arguments)} runs")
+            self._reach_program(arguments, "runs")
 
         subprocess.Popen.__init__ = told  # type: ignore[method-assign, assignment]
 
@@ -236,6 +244,12 @@ class Failpoints:
             ready(notifier)
 
         Notifier.ready = told  # type: ignore[method-assign, assignment]
+
+
+def _comes_to_nothing(event: str, file: int | str | bytes | os.PathLike[str]) -> bool:
+    """Tell whether what is about to be done will fail for what is there, or is not."""
+    idle = MISSING.get(event)
+    return idle is not None and not isinstance(file, int) and os.path.lexists(file) is not idle
 
 
 def _program(words: list[str]) -> str:

@@ -79,6 +79,10 @@ async def _pull_raw(world: World, images: Images) -> None:
     await world.pull(images.raw)
 
 
+async def _pull_qcow2(world: World, images: Images) -> None:
+    await world.pull(images.qcow2)
+
+
 async def _two_disks(world: World, images: Images) -> None:
     await world.create(overlay(images))
     await world.create(_disk(None, f"{ONE}/data"))
@@ -291,6 +295,11 @@ SCENARIOS = (
         name="pass of eviction",
         before=_of_each_unused,
         deed=lambda world, _: world.agent.ask("POST", "/v1/prune", {"free_bytes": 1 << 40}),
+    ),
+    Scenario(
+        name="first reading of a base that was converted",
+        before=_pull_qcow2,
+        deed=lambda world, images: world.verify(images.qcow2),
     ),
     Scenario(
         name="pin",

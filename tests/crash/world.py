@@ -76,6 +76,10 @@ class World:
         """Remove the base of an image."""
         return await self.agent.ask("DELETE", f"/v1/images/{image.image_id}")
 
+    async def verify(self, image: Image) -> Answer:
+        """Let the base of an image be read again."""
+        return await self.agent.ask("POST", f"/v1/images/{image.image_id}/verify")
+
     async def create(self, wanted: Wanted, *, prefer: str | None = None) -> Answer:
         """Ask for a disk, and take the agent by its word."""
         headers = None if prefer is None else {"Prefer": prefer}
