@@ -181,8 +181,10 @@ class Mending:
         return replace(plan, remove_files=await self._store.run(remove_same, useless))
 
     async def _lost(self, base_id: BaseId) -> DriftPlan | None:
+        if self._bases.locks.held(base_id) or base_id in self._repair.fetching():
+            return None
         base = await self._catalog.base(base_id)
-        if base is None or base.state is not BaseState.READY or self._bases.locks.held(base_id):
+        if base is None or base.state is not BaseState.READY:
             return None
         await self._repair.lost(base)
         return DriftPlan(lost_bases=(base_id,))

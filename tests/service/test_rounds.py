@@ -191,6 +191,19 @@ async def test_base_that_is_gone_and_needed_comes_again(
     assert await differences(rig) == {}
 
 
+async def test_base_that_does_not_come_again_is_told_once(
+    rig: Rig, glance: LyingGlance, image: ImageId, base: Base
+) -> None:
+    """While it is being fetched anew, however long that takes, no round begins that again."""
+    await make(rig, image)
+    rig.layout.base(base.base_id, base.format).unlink()
+    glance.always("show", lying_glance.status(503))
+    assert await differences(rig) == {"base_missing": 1}
+    for _ in range(3):
+        assert await differences(rig) == {}
+    assert rig.metric("reconcile_drift_total", kind="base_missing") == 1
+
+
 async def test_base_that_is_gone_and_unused_is_forgotten(rig: Rig, base: Base) -> None:
     """Nobody needs it, so nothing is fetched."""
     rig.layout.base(base.base_id, base.format).unlink()
