@@ -60,11 +60,13 @@ def top(settings: Settings, *, interval: float, count: int | None) -> None:
     async def work(client: AsyncClient) -> None:
         if settings.json:
             await _watch(client, _print_line, interval, count)
-            return
-        with Live(console=screen, screen=screen.is_terminal, auto_refresh=False) as live:
-            await _watch(
-                client, lambda *seen: live.update(_frame(*seen), refresh=True), interval, count
-            )
+        elif not screen.is_terminal:
+            await _watch(client, lambda *seen: screen.print(_frame(*seen)), interval, count)
+        else:
+            with Live(console=screen, screen=True, auto_refresh=False) as live:
+                await _watch(
+                    client, lambda *seen: live.update(_frame(*seen), refresh=True), interval, count
+                )
 
     with contextlib.suppress(KeyboardInterrupt):
         settings.ask(work)
