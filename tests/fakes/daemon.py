@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.fakes import upkeep
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -56,22 +58,6 @@ def _problem(word: str, **members: object) -> web.Response:
         content_type="application/problem+json",
         headers={"Retry-After": "5"} if status == web.HTTPServiceUnavailable.status_code else {},
     )
-
-
-_BOUNDS = (
-    *("cache_bytes", "min_keep_bytes", "size_bytes", "used_bytes", "high_watermark_bytes"),
-    *("low_watermark_bytes", "free_bytes", "min_free_bytes", "reserved_bytes"),
-)
-
-
-def _entry(image: Json) -> Json:
-    return {
-        "base_id": BASE["base_id"],
-        "image_ids": [image["image_id"]],
-        "reason": "operator",
-        "bytes": image["allocated_bytes"],
-        "last_used_at": NOW,
-    }
 
 
 def _new_image(image_id: str, name: str, state: str) -> Json:
@@ -305,74 +291,26 @@ class FakeDaemon:
         return web.Response(status=204)
 
     async def _why(self, request: web.Request) -> web.Response:
-        image_id = request.match_info["image"]
-        if image_id not in self.images:
+        image = self.images.get(request.match_info["image"])
+        if image is None:
             return _problem("image-not-found")
-        image = self.images[image_id]
-        pinned = image["pinned"]
-        bounds = dict.fromkeys(_BOUNDS, 1 << 30) | {"max_size_bytes": None, "needed_bytes": 0}
-        return web.json_response(
-            {
-                **{key: image[key] for key in ("image_id", "state", "pinned", "allocated_bytes")},
-                "base_id": BASE["base_id"],
-                "verdict": "stays",
-                "reason": None,
-                "users": [{"kind": "pin", "detail": image_id}] if pinned else [],
-                "rules": ["not_needed"],
-                "position": None if pinned else 1,
-                "unused_bases": 1,
-                "fetched_at": NOW,
-                "last_used_at": NOW,
-                "free_at": None,
-                "idle_at": None if pinned else NOW,
-                "bounds": bounds,
-                "summary": "It stays, as an example.",
-            }
-        )
+        return web.json_response(upkeep.why(image, BASE["base_id"]))
 
     async def _verify(self, request: web.Request) -> web.Response:
         image_id = request.match_info["image"]
         if image_id not in self.images:
             return _problem("image-not-found")
         damaged = image_id == TWIN
-        return web.json_response(
-            {
-                "image_id": image_id,
-                "base_id": BASE["base_id"],
-                "outcome": "damaged" if damaged else "verified",
-                "algorithm": "sha512",
-                "expected": "ab" * 64,
-                "actual": "cd" * 64 if damaged else "ab" * 64,
-                "bytes_read": SIZE,
-                "seconds": 2.0,
-                "error": "its sha512 is another one" if damaged else None,
-            }
-        )
+        return web.json_response(upkeep.verification(image_id, BASE["base_id"], damaged=damaged))
 
     async def _prune(self, request: web.Request) -> web.Response:
         """Let go of all that is not pinned and not coming; ``TWIN`` turns out to be in use."""
         wanted = await request.json()
-        ready = [image for image in self.images.values() if image["state"] == "ready"]
-        goes = [image for image in ready if not image["pinned"] and image["image_id"] != TWIN]
-        stays = [image for image in ready if image["pinned"]]
-        skipped = [image for image in ready if image not in goes and image not in stays]
+        pruned = upkeep.pruned(self.images.values(), wanted, busy=TWIN)
         if not wanted["dry_run"]:
-            for image in goes:
-                del self.images[image["image_id"]]
-        users = [{"kind": "pin", "detail": CACHED}]
-        rest = {"rules": ["min_age"], "position": None, "free_at": NOW, "idle_at": None}
-        return web.json_response(
-            {
-                "dry_run": wanted["dry_run"],
-                "needed_bytes": wanted["free_bytes"] or 0,
-                "freed_bytes": sum(image["allocated_bytes"] for image in goes),
-                "unmet_bytes": 1 << 30 if stays else 0,
-                "unmet_inodes": 0,
-                "evicted": [_entry(image) for image in goes],
-                "stay": [{**_entry(image), "users": users, **rest} for image in stays],
-                "skipped": [{**_entry(image), "users": users} for image in skipped],
-            }
-        )
+            for image_id in (each["image_ids"][0] for each in pruned["evicted"]):
+                del self.images[image_id]
+        return web.json_response(pruned)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         number = int(request.headers.get("Last-Event-ID", "0-0").partition("-")[2])
