@@ -159,21 +159,27 @@ class Mending:
         self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity]
     ) -> DriftPlan | None:
         """Look again at one base, and mend what differs; of its useless files ``due`` go."""
+        # Who finds the lock held takes the base for used: it is taken for what is really there.
+        if not due and not _bases_of(await self._look_at_base(base_id, files)):
+            return None
         if self._bases.locks.held(base_id):
             return None
         async with self._bases.locks.hold(base_id):
             return await uninterrupted(self._mend_base(base_id, files, due))
 
-    async def _mend_base(
-        self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity]
-    ) -> DriftPlan:
+    async def _look_at_base(self, base_id: BaseId, files: FilesState) -> DriftPlan:
         row = await self._catalog.base(base_id)
         rows = CatalogState(
             bases=() if row is None else (row,),
             images=tuple(await self._catalog.images_of(base_id)),
         )
         again = await self._survey.base(base_id, files.inventory)
-        found = diff(self._store.layout, rows, again, self._now())
+        return diff(self._store.layout, rows, again, self._now())
+
+    async def _mend_base(
+        self, base_id: BaseId, files: FilesState, due: Mapping[Path, Identity]
+    ) -> DriftPlan:
+        found = await self._look_at_base(base_id, files)
         # One without its file is for the repair, which takes the lock itself.
         plan = replace(found, drop_base_rows=(), lost_bases=(), strays=(), unproved_bases=())
         await self._mend(plan)

@@ -145,12 +145,13 @@ class Survey:
         names: Iterable[tuple[DiskKey, DiskFormat]],
         unread: Collection[tuple[DiskKey, DiskFormat]],
     ) -> tuple[FoundDisk, ...]:
-        return tuple(
+        found = (
             FoundDisk(key=name[0], format=name[1]) if name in unread else self._disk(*name)
             for name in names
         )
+        return tuple(each for each in found if each is not None)
 
-    def _disk(self, key: DiskKey, disk_format: DiskFormat) -> FoundDisk:
+    def _disk(self, key: DiskKey, disk_format: DiskFormat) -> FoundDisk | None:
         """Look at a disk, which a guest may have written: at its header, never at its content."""
         path = self._layout.disk(key, disk_format)
         try:
@@ -160,6 +161,9 @@ class Survey:
                 doubtful = size == 0 or size != whole_sectors(size)
                 return FoundDisk(key=key, format=disk_format, virtual_size=size, doubtful=doubtful)
             header = qcow2.read_header(path, follow_symlinks=False)
+        except FileNotFoundError:
+            # It went since it was listed.
+            return None
         except (OSError, NotQcow2Error) as error:
             self._doubt(path, str(error))
             return FoundDisk(key=key, format=disk_format, doubtful=True)

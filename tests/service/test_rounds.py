@@ -10,6 +10,7 @@ import pytest
 
 from cacheagent.errors import CatalogError
 from cacheagent.loops.reconciler import INTERVAL
+from cacheagent.metrics import DRIFT_KINDS
 from cacheagent.model import (
     BaseState,
     CacheResult,
@@ -348,3 +349,43 @@ async def test_one_difference_keeps_no_other_from_being_mended(
     monkeypatch.setattr(rig.creation, "notice", failing)
     await a_round(rig)
     assert set(await rig.disks.instances()) == {KEY.instance_id, OTHER.instance_id}
+
+
+async def test_rounds_disturb_nobody(rig: Rig, glance: LyingGlance, image: ImageId) -> None:
+    """However many rounds are made amid creations, deletions, downloads and evictions.
+
+    All succeed, and nothing that is only on its way is taken for a difference.
+    """
+    other = glance.add(b"other" * 1000)
+    # Its template is there: in a test minutes pass while it is made.
+    await make(rig, image, disk_key(9))
+    rounds = 0
+
+    async def schedule(number: int) -> None:
+        for _ in range(6):
+            await make(rig, image, disk_key(number))
+            await rig.disks.delete(disk_key(number))
+
+    async def operate() -> None:
+        for _ in range(6):
+            await rig.bases.ensure(other, NOBODY)
+            await rig.images.evict(other, NOBODY)
+
+    async def reconcile() -> None:
+        nonlocal rounds
+        while True:
+            await a_round(rig)
+            rounds += 1
+
+    reconciling = asyncio.ensure_future(reconcile())
+    try:
+        await asyncio.gather(operate(), *(schedule(number) for number in range(1, 6)))
+        await until(lambda: rounds > 3)
+    finally:
+        reconciling.cancel()
+        await asyncio.wait([reconciling])
+    assert reconciling.cancelled()
+    assert await differences(rig) == {}
+    found = {kind: rig.metric("reconcile_drift_total", kind=kind) for kind in DRIFT_KINDS}
+    assert found == dict.fromkeys(DRIFT_KINDS, 0)
+    assert list(await rig.disks.instances()) == [disk_key(9).instance_id]

@@ -32,14 +32,18 @@ def _instances(path: Path) -> tuple[dict[str, Folder | None] | None, frozenset[s
     entries = _entries(path)
     if entries is None:
         return None, frozenset()
-    folders: dict[str, Folder | None] = {
-        entry.name: _folder(path / entry.name)
-        for entry in entries
-        if entry.is_dir(follow_symlinks=False)
+    names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+    folders = {name: _folder(path / name) for name in names}
+    # One that went since it was listed is no doubt.
+    there = {
+        name: folder
+        for name, folder in folders.items()
+        if folder is not None or os.path.lexists(path / name)
     }
     # Nobody knows what lies behind a link, least of all while it leads nowhere.
-    folders |= {entry.name: None for entry in entries if entry.is_symlink()}
-    return folders, frozenset(entry.name for entry in entries) - folders.keys()
+    links = {entry.name: None for entry in entries if entry.is_symlink()}
+    others = frozenset(entry.name for entry in entries) - names - links.keys()
+    return {**there, **links}, others
 
 
 def _folder(path: Path) -> Folder | None:
