@@ -116,7 +116,13 @@ class Evictions:
 
         Nothing means that it is gone.
         """
-        eviction = Eviction(base=base, images=(), reason=reason, frees=base.allocated)
+        images = await self._catalog.images_of(base.base_id)
+        eviction = Eviction(
+            base=base,
+            images=tuple(each.image.image_id for each in images),
+            reason=reason,
+            frees=base.allocated,
+        )
         async with self._one:
             gone, skipped = await self._removal.remove([eviction])
         if gone or not skipped:

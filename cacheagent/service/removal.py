@@ -177,6 +177,6 @@ class Removal:
         self._evictions.labels(reason=eviction.reason).inc()
         facts = {"base_id": base.base_id, "reason": eviction.reason.value, "bytes": base.allocated}
         _log.info("evicted", images=list(eviction.images), **facts)
-        self._events.emit(
-            EventKind.BASE_EVICTED, image_id=next(iter(eviction.images), None), **facts
-        )
+        # One for each image: a tenant hears of its own, and of no other.
+        for image_id in eviction.images or (None,):
+            self._events.emit(EventKind.BASE_EVICTED, image_id=image_id, **facts)

@@ -85,7 +85,12 @@ async def test_eviction_takes_everything_of_the_base(rig: Rig, glance: LyingGlan
         await rig.disks.create(disk_key(number), DiskSpec(image_id=image_id, size=None), NOBODY)
         await rig.disks.delete(disk_key(number))
     assert list(rig.layout.templates.iterdir())
+    told = rig.parts.events.follow()
+    waiting = [asyncio.ensure_future(anext(told))]
+    await asyncio.sleep(0)
     await rig.images.evict(first, NOBODY)
+    heard = {(await waiting.pop()).facts["image_id"], (await anext(told)).facts["image_id"]}
+    assert heard == {first, second}
     for folder in (rig.layout.bases, rig.layout.templates, rig.layout.trash):
         assert list(folder.iterdir()) == []
     assert await rig.images.list_images(NOBODY) == []
