@@ -118,6 +118,7 @@ def wire(parts: Parts) -> Agent:
             disks=Disks(parts, access=access, creation=creation),
             images=images,
             operator=Operator(parts, images=images, evictions=evictions, access=access),
+            verify=verify,
             events=Following(parts, access=access),
             status=status,
         ),
