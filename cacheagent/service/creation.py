@@ -14,6 +14,7 @@ from cacheagent.model import CacheResult, Disk, DiskState
 from cacheagent.policy.sizing import disk_size, whole_sectors
 from cacheagent.service.bases import PERSONAL, PersonalError
 from cacheagent.service.events import EventKind
+from cacheagent.service.instances import Instances
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -49,6 +50,7 @@ class Creation:
         self._events = parts.events
         self._bases = bases
         self._making = making
+        self._instances = Instances(parts)
         self._locks: KeyLock[DiskKey] = KeyLock()
         self._runs: SingleFlight[tuple[DiskKey, DiskSpec], tuple[Disk, bool]] = SingleFlight()
         # Those of which somebody was told that they are on their way.
@@ -227,7 +229,7 @@ class Creation:
         path = self._path(disk)
         if await self._store.exists(path):
             return True
-        if await self._store.has_no_instances():
+        if await self._instances.look():
             # That is how a mount point looks without its file system.
             raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", _facts(disk))
         _log.warning("a disk has gone from its folder", path=str(path))
@@ -238,7 +240,7 @@ class Creation:
         try:
             if await self._store.exists(path):
                 return False
-            if seen or not await self._store.has_no_instances():
+            if seen or not await self._instances.look():
                 return True
             why = f"{path.parent.parent} is empty; is it mounted?"
         except OSError as error:
@@ -315,6 +317,7 @@ class Creation:
             raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
         now = self._now()
         try:
+            await self._instances.remember()
             made = await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
         except BaseException:
             await self._store.remove_disk(key, disk.format)

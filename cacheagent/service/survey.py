@@ -20,6 +20,7 @@ from cacheagent.policy import inventory
 from cacheagent.policy.drift import CatalogState, FilesState, FoundBase, FoundDisk
 from cacheagent.policy.inventory import LeftoverKind
 from cacheagent.policy.sizing import whole_sectors
+from cacheagent.service.instances import Instances
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -42,6 +43,7 @@ class Survey:
         self._store = parts.store
         self._layout = parts.store.layout
         self._use = use
+        self._instances = Instances(parts)
         # Disks that were said to be unreadable, so that each is said once.
         self._doubted: set[Path] = set()
 
@@ -68,7 +70,14 @@ class Survey:
             bases=await self._store.run_long(self._bases, found.bases),
             disks=await self._store.run_long(self._disks, found.disks, unread),
             wanted_trash=await self._wanted_trash(found),
+            unmounted=await self._is_unmounted(),
         )
+
+    async def _is_unmounted(self) -> bool:
+        try:
+            return await self._instances.look()
+        except OSError:
+            return True
 
     async def base(self, base_id: BaseId, seen: Inventory) -> FilesState:
         """Look again at the files of one base; ``seen`` has what may be left over of it."""
@@ -93,7 +102,8 @@ class Survey:
         ]
         narrowed = replace(seen, bases=(), disks=tuple(there), leftovers=(), unknown=())
         disks = await self._store.run(self._disks, there, frozenset())
-        return FilesState(inventory=narrowed, disks=disks)
+        unmounted = await self._is_unmounted()
+        return FilesState(inventory=narrowed, disks=disks, unmounted=unmounted)
 
     # --- bases ---------------------------------------------------------------------------------
 

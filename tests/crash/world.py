@@ -165,10 +165,6 @@ class World:
         assert {disk["state"] for disk in disks.values()} <= {"ready", "failed"}
         assert all(disk["error"] for key, disk in disks.items() if key not in ready)
         folder = self.agent.state / "instances"
-        if not self.promised and not _names(folder):
-            # That is how a mount point looks without its file system: a removal that was cut off
-            # behind the last file of all ends when it is asked for again.
-            return
         files = {str(path) for path in folder.glob("*/*")}
         assert files == {disk["path"] for disk in ready.values()}
         for key, disk in ready.items():

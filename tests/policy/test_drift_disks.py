@@ -78,7 +78,7 @@ def test_a_disk_without_its_file_is_dropped() -> None:
     [
         files_state(instances=None),
         files_state(unreadable=(1,)),
-        files_state(instances=()),
+        replace(files_state(instances=()), unmounted=True),
         files_state(replace(found_overlay(), doubtful=True)),
     ],
     ids=["no folder", "folder unreadable", "nothing mounted", "file unreadable"],
@@ -86,6 +86,12 @@ def test_a_disk_without_its_file_is_dropped() -> None:
 def test_a_doubt_keeps_a_disk(files: FilesState) -> None:
     """Unless it is certain that the file is gone, the disk stays, and its base with it."""
     assert plan(catalog_state(disk(KEY, None)), files) == DriftPlan(doubtful_disks=(KEY,))
+
+
+def test_the_last_disk_of_all_is_gone_like_any_other() -> None:
+    """A folder that is known, and empty, is no mount point."""
+    made = plan(catalog_state(disk(KEY, None)), files_state(instances=()))
+    assert made == DriftPlan(drop_disk_rows=(KEY,))
 
 
 def test_a_doubt_ends_no_making() -> None:

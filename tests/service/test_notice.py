@@ -81,9 +81,11 @@ async def test_doubt_keeps_the_disk(rig: Rig, image_id: ImageId, doubt: str) -> 
     view, _ = await rig.disks.create(KEY, of(image_id), NOBODY)
     view.path.unlink()
     view.path.parent.rmdir()
-    if doubt == "missing":
-        rig.layout.instances_dir.rmdir()
-    elif doubt == "no folder":
+    if doubt != "no folder":
+        rig.layout.instances_dir.rename(rig.layout.instances_dir.with_name("mounted"))
+    if doubt == "empty":
+        rig.layout.instances_dir.mkdir()
+    if doubt == "no folder":
         view.path.parent.touch()
     assert not await rig.creation.notice(KEY)
     assert await state_of(rig, KEY) is DiskState.READY

@@ -386,7 +386,8 @@ async def test_disks_that_cannot_be_looked_at_are_kept(
     path = await make(rig, image)
     match how:
         case "away":  # nothing is mounted where the instances were
-            path.parent.rename(tmp_path / "instance")
+            rig.layout.instances_dir.rename(tmp_path / "mounted")
+            rig.layout.instances_dir.mkdir()
         case "linked":  # moved to a larger disk
             path.parent.rename(tmp_path / "instance")
             path.parent.symlink_to(tmp_path / "instance")

@@ -246,6 +246,14 @@ class Catalog:
         """Give each image with the state of its base; INGESTING for one that has none yet."""
         return await self._db.read(counts.image_states)
 
+    async def note(self, name: str) -> str | None:
+        """Give what was noted under the name."""
+        return await self._db.read(queries.note, name)
+
+    async def put_note(self, name: str, value: str) -> None:
+        """Note something of the host that outlives the daemon."""
+        await self._db.write(queries.put_note, name, value)
+
     async def adopt(
         self,
         *,

@@ -288,6 +288,17 @@ def pins(db: sqlite3.Connection) -> frozenset[ImageId]:
     return frozenset(ImageId(row["image_id"]) for row in db.execute("SELECT image_id FROM pins"))
 
 
+def note(db: sqlite3.Connection, name: str) -> str | None:
+    """Give what is noted under the name."""
+    row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row["value"])
+
+
+def put_note(db: sqlite3.Connection, name: str, value: str) -> None:
+    """Note the value under the name."""
+    db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+
 def adopt(
     db: sqlite3.Connection,
     *,

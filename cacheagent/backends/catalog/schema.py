@@ -76,5 +76,8 @@ MIGRATIONS = (
         expires_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX leases_by_base ON leases (base_id);
+
+    -- What is to be remembered of the host, by name.
+    CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     """,
 )

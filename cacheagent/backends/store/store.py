@@ -265,9 +265,9 @@ class Store:
         """Tell whether a regular file of ours has this name."""
         return await self.run(files.is_regular, path)
 
-    async def has_no_instances(self) -> bool:
-        """Tell whether the folder of the instances is empty."""
-        return await self.run(_is_empty, self.layout.instances_dir)
+    async def instances_folder(self) -> tuple[str, bool]:
+        """Tell which folder that of the instances is, of which file system; and if it is empty."""
+        return await self.run(_look_at, self.layout.instances_dir)
 
     async def finish_template(self, template: Path) -> None:
         """Give an empty overlay, made under its unfinished name, the one to clone it by."""
@@ -381,9 +381,10 @@ def _remove_all(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_empty(folder: Path) -> bool:
+def _look_at(folder: Path) -> tuple[str, bool]:
     with os.scandir(folder) as entries:
-        return next(entries, None) is None
+        is_empty = next(entries, None) is None
+    return f"{os.statvfs(folder).f_fsid}:{folder.stat().st_ino}", is_empty
 
 
 def _same_device(one: Path, other: Path) -> bool:

@@ -35,6 +35,7 @@ class DisksPlan:
         self.strays: list[FoundDisk] = []
         self.doubtful: list[DiskKey] = []
         self._inventory = files.inventory
+        self._unmounted = files.unmounted
         found: dict[DiskKey, list[FoundDisk]] = defaultdict(list)
         for each in files.disks:
             found[each.key].append(each)
@@ -67,11 +68,10 @@ class DisksPlan:
             self.doubtful.append(row.key)
         elif row.state is DiskState.PENDING:
             self.fail.append(row.key)
-        elif row.state is DiskState.READY and folders:
-            self.drop.append(row.key)
-        elif row.state is DiskState.READY:
-            # No instance at all: that is how a mount point looks without its file system.
+        elif row.state is DiskState.READY and self._unmounted:
             self.doubtful.append(row.key)
+        elif row.state is DiskState.READY:
+            self.drop.append(row.key)
 
     def _was_made(self, row: Disk, file: FoundDisk) -> bool:
         """Tell whether the file is what was being made: it has its name, so it is complete."""

@@ -60,13 +60,15 @@ class FoundDisk:
 class FilesState:
     """The files: the inventory, and what was read from its bases and disks.
 
-    ``wanted_trash`` are the bases in the trash that somebody uses.
+    ``wanted_trash`` are the bases in the trash that somebody uses. ``unmounted`` says that the
+    folder of the instances is empty, and may be a mount point without its file system.
     """
 
     inventory: Inventory
     bases: tuple[FoundBase, ...] = ()
     disks: tuple[FoundDisk, ...] = ()
     wanted_trash: tuple[FoundBase, ...] = ()
+    unmounted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
