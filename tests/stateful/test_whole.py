@@ -2,11 +2,13 @@
 
 ``CACHEAGENT_STATEFUL_STEPS`` says how many steps are made. A run that fails is told step by step,
 with a text at its end; with that in ``CACHEAGENT_STATEFUL_REPRODUCE`` the same run is made again.
+With ``CACHEAGENT_STATEFUL_SHRINK=1`` the failure is made smaller first, which takes minutes.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -26,15 +28,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEPS = int(os.environ.get("CACHEAGENT_STATEFUL_STEPS", "2000"))
+SHRINK = os.environ.get("CACHEAGENT_STATEFUL_SHRINK") == "1"
 BLOB = os.environ.get("CACHEAGENT_STATEFUL_REPRODUCE")
 STEPS_OF_A_RUN = 50
 FILE_SYSTEM_BYTES = 24 << 20
-SECONDS = 300 + STEPS // 4
-"""Much more than it takes; a failure that is made smaller takes some minutes."""
+SECONDS = 600 + STEPS // 4
+"""Much more than it takes; to look for a smaller failure takes some minutes."""
 
 
-def run_the_model(host: Host, runs: int) -> None:
-    """Make so many runs of the model."""
+def run_the_model(host: Host, runs: int) -> str | None:
+    """Make so many runs of the model; give the story of one that failed."""
 
     def whole() -> Whole:
         machine = Whole()
@@ -43,18 +46,20 @@ def run_the_model(host: Host, runs: int) -> None:
 
     if BLOB is not None:
         whole = hypothesis.reproduce_failure(hypothesis.__version__, BLOB.encode())(whole)
-    run_state_machine_as_test(
-        whole,  # type: ignore[arg-type]  # it is a factory that is called for
-        settings=settings(
-            max_examples=runs,
-            stateful_step_count=STEPS_OF_A_RUN,
-            database=None,
-            deadline=None,
-            print_blob=True,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-        ),
+    chosen = settings(
+        max_examples=runs,
+        stateful_step_count=STEPS_OF_A_RUN,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        phases=(Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
+        suppress_health_check=list(HealthCheck),
     )
+    try:
+        run_state_machine_as_test(whole, settings=chosen)  # type: ignore[arg-type]  # a factory
+    except Exception as error:  # noqa: BLE001 -- whatever it was, its notes tell the steps
+        return "".join(traceback.format_exception(error))
+    return None
 
 
 @pytest.mark.timeout(SECONDS)
@@ -73,7 +78,8 @@ def test_invariants_hold_after_every_step(
     ):
         host = Host(system=system, images=images, service=service, log=log)
         while (left := STEPS - host.steps.total()) > 0:
-            run_the_model(host, -(-left // STEPS_OF_A_RUN))
+            if (told := run_the_model(host, -(-left // STEPS_OF_A_RUN))) is not None:
+                pytest.fail(told, pytrace=False)
     with capsys.disabled():
         print(f"\n{host.steps.total()} steps, the file system real: {system.real}")  # noqa: T201 -- what it was
         print("  ".join(f"{name}: {count}" for name, count in sorted(host.steps.items())))  # noqa: T201
