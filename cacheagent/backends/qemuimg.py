@@ -115,7 +115,7 @@ class QemuImg:
         target_format: DiskFormat,
         *,
         max_bytes: int,
-        on_progress: Callable[[float], None],
+        on_progress: Callable[[float], object],
     ) -> None:
         """Write ``source`` anew as ``target``, zeros as holes, past the page cache if possible.
 
@@ -184,7 +184,7 @@ class ProgressReader:
     Hands on fractions from 0 to 1, only those that are larger than all before.
     """
 
-    def __init__(self, on_progress: Callable[[float], None]) -> None:
+    def __init__(self, on_progress: Callable[[float], object]) -> None:
         self._on_progress = on_progress
         self._rest = b""
         self._furthest = -1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,16 @@ from cacheagent.errors import (
 )
 from cacheagent.model import Base, BaseState, DiskFormat, IngestPhase
 from cacheagent.policy import admission
+from cacheagent.policy.admission import BaseFormat
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.pipeline import Pipeline
 from cacheagent.service.proof import Proof, Proven
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from cacheagent.backends.store import Part
-    from cacheagent.model import Caller, GlanceImage
+    from cacheagent.model import BaseId, Caller, GlanceImage
     from cacheagent.policy.admission import ImageRules, SourceFormat
     from cacheagent.service.meter import Meter
     from cacheagent.service.parts import Parts
@@ -51,6 +52,7 @@ class Ingest:
     """Makes bases, at most ``glance.concurrency`` at a time."""
 
     def __init__(self, parts: Parts) -> None:
+        self._catalog = parts.catalog
         self._store = parts.store
         self._now = parts.now
         self._glance = parts.glance
@@ -95,10 +97,21 @@ class Ingest:
         source_format = admission.admit_content(image, proven.found, rules)
         # What Glance did not say could not be set aside before the download.
         foreseen = admission.room_needed(image, rules) - (image.size or 0)
+        rules = await self._fitting(rules, proven.digest.base_id)
         whole = admission.conversion_room(source_format, proven.found.virtual_size, rules)
-        async with self._room.conversion(max(whole - foreseen, 0)):
-            path, disk_format = await self._shape(image, source_format, meter, rules)
+        async with self._room.conversion(max(whole - foreseen, 0)) as more:
+            path, disk_format = await self._shape(
+                image, source_format, meter, rules, lambda left: room.still(more.still(left))
+            )
         return Made(path, await self._describe(image, proven, source_format, path, disk_format))
+
+    async def _fitting(self, rules: ImageRules, base_id: BaseId) -> ImageRules:
+        """Let a base that comes back have the format that it had: overlays name it by that."""
+        row = await self._catalog.base(base_id)
+        if row is None:
+            return rules
+        as_it_was = BaseFormat.RAW if row.format is DiskFormat.RAW else BaseFormat.KEEP
+        return replace(rules, base_format=as_it_was)
 
     async def _download(
         self, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
@@ -138,9 +151,23 @@ class Ingest:
             return await proof.finish()
 
     async def _shape(
-        self, image: GlanceImage, source_format: SourceFormat, meter: Meter, rules: ImageRules
+        self,
+        image: GlanceImage,
+        source_format: SourceFormat,
+        meter: Meter,
+        rules: ImageRules,
+        still: Callable[[int], object],
     ) -> tuple[Path, DiskFormat]:
-        """Give the file that becomes the base, and its format; convert where the rules say so."""
+        """Give the file that becomes the base, and its format; convert where the rules say so.
+
+        ``still`` is told how many bytes the conversion may write yet.
+        """
+
+        def on_progress(fraction: float) -> None:
+            done = int(size * fraction)
+            meter.reach(done)
+            still(size - done)
+
         part = self._store.layout.part(image.image_id)
         target_format = admission.target_format(source_format, rules)
         try:
@@ -156,7 +183,7 @@ class Ingest:
                 target,
                 target_format,
                 max_bytes=size,
-                on_progress=lambda fraction: meter.reach(int(size * fraction)),
+                on_progress=on_progress,
             )
         except QemuImgError as error:
             if error.no_space:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Base, DiskKey, DiskSpec, FileSystem
     from cacheagent.service.parts import Parts
+    from cacheagent.service.room import Reservation
 
 
 class Making:
@@ -78,7 +79,11 @@ class Making:
         """Give the empty qcow2 file that every such disk begins as; qemu-img makes it once."""
         template = self._store.layout.template(base, DiskFormat.QCOW2, size, self._options)
         if not await self._store.exists(template):
-            await self._templates.run(template, lambda: self._make_template(template, base, size))
+            # It lies with the bases, which may not be where the disks are.
+            await self._templates.run(
+                template,
+                lambda: self._room.retrying(lambda: self._make_template(template, base, size)),
+            )
         return template
 
     async def _make_template(self, template: Path, base: Base | None, size: int) -> None:
@@ -103,11 +108,12 @@ class Making:
         making = await self._store.begin_disk(key, disk_format)
         # What a compressed base takes says little of its copy.
         needed = base.allocated if base.format is DiskFormat.RAW else base.virtual_size
-        async with self._disk_room.conversion(needed, cached=False):
+        async with self._disk_room.conversion(needed, cached=False) as room:
             if disk_format is DiskFormat.RAW and base.format is DiskFormat.RAW:
                 await self._store.copy_base(source, making, size)
             else:
-                await self._convert(source, base.format, making, disk_format, base.virtual_size)
+                whole = base.virtual_size
+                await self._convert(source, base.format, making, disk_format, whole, room)
                 if size > base.virtual_size:
                     await self._qemu.resize(making, disk_format, size)
 
@@ -127,8 +133,8 @@ class Making:
         if disk_format is DiskFormat.QCOW2:
             making = await self._store.begin_disk(key, DiskFormat.QCOW2)
             written = await self._store.allocated(raw)
-            async with self._disk_room.conversion(written, cached=False):
-                await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size)
+            async with self._disk_room.conversion(written, cached=False) as room:
+                await self._convert(raw, DiskFormat.RAW, making, DiskFormat.QCOW2, size, room)
             await self._store.remove([raw])
 
     async def _convert(
@@ -138,6 +144,7 @@ class Making:
         target: Path,
         target_format: DiskFormat,
         size: int,
+        room: Reservation,
     ) -> None:
         await self._qemu.convert(
             source,
@@ -145,5 +152,5 @@ class Making:
             target,
             target_format,
             max_bytes=size,
-            on_progress=lambda _fraction: None,
+            on_progress=lambda fraction: room.still(size - int(size * fraction)),
         )

@@ -20,6 +20,10 @@ ATTEMPTS = 3
 """How often room is made for one reservation: what went may be taken by others at once."""
 
 
+LEAST = 1 << 20
+"""What is said to be needed where a program found no room that nobody could foresee."""
+
+
 class Reservation:
     """Bytes set aside for one piece of work; what it has written is no longer set aside."""
 
@@ -34,6 +38,11 @@ class Reservation:
     def spent(self, size: int) -> None:
         """Say that ``size`` bytes have been written, and so count as used from now on."""
         self.left = max(self.left - size, 0)
+
+    def still(self, size: int) -> int:
+        """Say that at most ``size`` bytes are yet to be written; give those not set aside here."""
+        self.left = min(self.left, size)
+        return size - self.left
 
 
 class Room:
@@ -145,8 +154,8 @@ class Room:
             except (QemuImgError, MkfsError) as error:
                 if not error.no_space:
                     raise
-                available = (await self._usage()).available
-                raise DiskFullError(required_bytes=size, available_bytes=available) from error
+                free = (await self._usage()).available
+                raise DiskFullError(required_bytes=size or LEAST, available_bytes=free) from error
 
     async def retrying(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do ``work``; where it finds the file system full, evict once and do it once more.
