@@ -25,6 +25,7 @@ from cacheagent.policy.eviction import (
 from cacheagent.service.events import EventKind
 from cacheagent.service.removal import Removal, Skipped
 from cacheagent.service.use import OUTSIDE
+from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ class Evictions:
         self._use = use
         self._removal = Removal(parts, bases=bases, use=use)
         self._one = asyncio.Lock()
+        self._full: SingleFlight[Demand, Pass] = SingleFlight()
         self._said: object = None
         parts.room.evict_with(self.make_room)
 
@@ -85,7 +87,11 @@ class Evictions:
 
         """
         full = demand.kind is DemandKind.FULL
-        done = await self.run("full" if full else "room", demand)
+        if full:
+            # Many find a file system full at the same time: one pass tells for all of them.
+            done, _ = await self._full.run(demand, lambda: self.run("full", demand))
+        else:
+            done = await self.run("room", demand)
         if done.plan.unmet_bytes and not (full and done.evicted):
             raise InsufficientSpaceError(
                 required_bytes=demand.size,
@@ -116,14 +122,18 @@ class Evictions:
 
         Nothing means that it is gone.
         """
-        images = await self._catalog.images_of(base.base_id)
-        eviction = Eviction(
-            base=base,
-            images=tuple(each.image.image_id for each in images),
-            reason=reason,
-            frees=base.allocated,
-        )
         async with self._one:
+            # A pass that was waited for may have changed it.
+            row = await self._catalog.base(base.base_id)
+            if row is None:
+                return ()
+            images = await self._catalog.images_of(row.base_id)
+            eviction = Eviction(
+                base=row,
+                images=tuple(each.image.image_id for each in images),
+                reason=reason,
+                frees=row.allocated,
+            )
             gone, skipped = await self._removal.remove([eviction])
         if gone or not skipped:
             return ()

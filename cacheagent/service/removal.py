@@ -108,16 +108,21 @@ class Removal:
 
     async def _end(self, eviction: Eviction, found: tuple[User, ...]) -> tuple[User, ...]:
         """Drop what lies in the trash, or put it back for those who were found in the end."""
-        if found:
-            await self._put_back(eviction.base, found)
+        base = eviction.base
+        # An operator may have pinned it since the intent.
+        holders = found or await self._despite_full(
+            lambda: self._catalog.end_eviction(base.base_id, self._now())
+        )
+        if holders:
+            await self._put_back(base, holders)
         else:
             await self._drop(eviction)
-        return found
+        return holders
 
     async def _intend(self, base: Base) -> tuple[User, ...]:
         """Write down that the base goes; give who holds it after all."""
         row = await self._catalog.base(base.base_id)
-        if row is None or row.state is not base.state:
+        if row is None or _use_of(row) != _use_of(base):
             return (User(kind=UserKind.DOUBT, detail="it changed while the plan was made"),)
         images = await self._catalog.images_of(base.base_id)
         # From here to the transaction nothing is waited for: who comes later finds it EVICTING.
@@ -129,12 +134,12 @@ class Removal:
         )
 
     async def _trash(self, base: Base) -> None:
-        """Rename the base into the trash; one that stays where it is, is handed out again."""
+        """Rename the base into the trash; where that fails half way, it is handed out again."""
         trash = partial(self._store.trash_base, base.base_id, base.format)
         try:
             await self._despite_full(trash)
         except BaseException:
-            await self._catalog.set_base_state(base.base_id, base.state)
+            await self._restore(base)
             raise
 
     async def _despite_full(self, deed: Callable[[], Awaitable[T]]) -> T:
@@ -154,23 +159,31 @@ class Removal:
         if not bases:
             return [()] * len(trashed)
         trash = self._store.layout.trashed
-        found = await self._use.outside(
-            {base.base_id: trash(base.base_id, base.format) for base in bases}
-        )
+        try:
+            found = await self._use.outside(
+                {base.base_id: trash(base.base_id, base.format) for base in bases}
+            )
+        except Exception as error:  # noqa: BLE001 whatever it is, nobody knows who came: all have to be put back
+            _log.exception("nobody can tell who uses what is about to go")
+            return [(User(kind=UserKind.DOUBT, detail=str(error)),)] * len(trashed)
         return [found.get(each.base.base_id, ()) for each in trashed]
 
     async def _put_back(self, base: Base, users: tuple[User, ...]) -> None:
-        await self._despite_full(partial(self._store.restore_base, base.base_id, base.format))
-        await self._despite_full(lambda: self._catalog.set_base_state(base.base_id, base.state))
+        await self._restore(base)
         _log.warning(
             "a base was put back: it came into use while it went",
             base_id=base.base_id,
             users=[user.facts() for user in users],
         )
 
+    async def _restore(self, base: Base) -> None:
+        """Let file and row be as they were before the intent, however far the steps came."""
+        await self._despite_full(partial(self._store.restore_base, base.base_id, base.format))
+        await self._despite_full(lambda: self._catalog.set_base_state(base.base_id, base.state))
+
     async def _drop(self, eviction: Eviction) -> None:
+        """Remove the file of a base whose row has gone."""
         base = eviction.base
-        await self._despite_full(lambda: self._catalog.remove_base(base.base_id))
         if base.state is BaseState.QUARANTINED:
             await self._store.drop_quarantined(base.base_id, base.format)
         await self._store.drop_trashed(base.base_id, base.format)
@@ -180,3 +193,8 @@ class Removal:
         # One for each image: a tenant hears of its own, and of no other.
         for image_id in eviction.images or (None,):
             self._events.emit(EventKind.BASE_EVICTED, image_id=image_id, **facts)
+
+
+def _use_of(base: Base) -> tuple[object, ...]:
+    """Give what a plan went by: a base that was used since then is not as old as it says."""
+    return base.state, base.fetched_at, base.last_used_at

@@ -138,6 +138,13 @@ class Catalog:
         """
         return await self._db.write(holds.begin_eviction, base_id, now)
 
+    async def end_eviction(self, base_id: BaseId, now: datetime) -> tuple[User, ...]:
+        """Drop the base and its images, unless somebody holds it since ``begin_eviction``.
+
+        Returns what holds it: empty means that the row is gone.
+        """
+        return await self._db.write(holds.end_eviction, base_id, now)
+
     async def remove_base(self, base_id: BaseId) -> None:
         """Drop the base and its images. Disks keep its name."""
         await self._db.write(queries.remove_base, base_id)

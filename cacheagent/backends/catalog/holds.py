@@ -55,6 +55,14 @@ def begin_eviction(db: sqlite3.Connection, base_id: BaseId, now: datetime) -> tu
     return holders
 
 
+def end_eviction(db: sqlite3.Connection, base_id: BaseId, now: datetime) -> tuple[User, ...]:
+    """Drop the base unless something holds it by now; give what does."""
+    holders = users_of(db, base_id, now)
+    if not holders:
+        queries.remove_base(db, base_id)
+    return holders
+
+
 def lease_image(
     db: sqlite3.Connection, image_id: ImageId, lease_id: str, holder: str, expires_at: datetime
 ) -> tuple[CachedImage, Base] | None:
