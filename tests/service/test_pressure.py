@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cacheagent.backends.store import files
 from cacheagent.errors import DiskFullError, InsufficientSpaceError, QemuImgError
-from cacheagent.model import Caller, DiskSpec
+from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tests.fakes.lying_glance import LyingGlance
@@ -130,3 +132,30 @@ async def test_base_that_comes_back_has_the_format_that_it_had(
         other = await qcow2(tmp_path, MIB)
         fresh = glance.add(other, disk_format="qcow2", virtual_size=MIB)
         assert (await rig.bases.ensure(fresh, NOBODY)).base.format == "qcow2"
+
+
+async def test_pass_does_not_wait_for_copies(
+    small: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While whole disks are copied, which may take an hour, the cache keeps its bounds."""
+    image_id = glance.add(os.urandom(MIB))
+    await small.bases.ensure(image_id, NOBODY)
+    clone, gate, copying = files.clone, threading.Event(), threading.Semaphore(0)
+
+    def slow(source: Path, target: Path, is_stopped: Callable[[], bool]) -> None:
+        copying.release()
+        gate.wait()
+        clone(source, target, is_stopped)
+
+    monkeypatch.setattr(files, "clone", slow)
+    spec = DiskSpec(image_id=image_id, size=None, format=DiskFormat.RAW, mode=DiskMode.FULL)
+    made = asyncio.gather(*(small.disks.create(disk_key(n), spec, NOBODY) for n in range(2)))
+    try:
+        for _ in range(2):
+            await asyncio.to_thread(copying.acquire)
+        async with asyncio.timeout(30):
+            done = await small.evictions.run("interval")
+        assert done.plan.stay
+    finally:
+        gate.set()
+        await made

@@ -41,7 +41,7 @@ THREADS = 4
 """Clones at once: each is mostly waiting for the device."""
 
 LONG_THREADS = 2
-"""Copies of whole disks and walks through folders at once; requests never wait for these."""
+"""Walks through folders at once, and copies of whole disks: neither waits for the other."""
 
 LEAST_ROOM = 4096
 """What is said to be needed where a small write finds no room: a block."""
@@ -57,6 +57,7 @@ class Store:
         self._disk_mode = disk_mode
         self._threads = ThreadPoolExecutor(THREADS, "store")
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, "store-long")
+        self._copy_threads = ThreadPoolExecutor(LONG_THREADS, "store-copy")
         # Between the making of a folder and that of its first file, nobody removes the folder.
         self._folders = threading.Lock()
         self._lock_fd: int | None = None
@@ -120,8 +121,8 @@ class Store:
 
     async def close(self) -> None:
         """Let the state folder go; work that is under way ends first."""
-        await asyncio.to_thread(self._threads.shutdown)
-        await asyncio.to_thread(self._long_threads.shutdown)
+        for threads in (self._threads, self._long_threads, self._copy_threads):
+            await asyncio.to_thread(threads.shutdown)
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -315,7 +316,7 @@ class Store:
 
         """
         stop = threading.Event()
-        copying = self.run_long(files.clone, source, target, stop.is_set)
+        copying = self._run_in(self._copy_threads, files.clone, source, target, stop.is_set)
         await uninterrupted(copying, on_cancel=stop.set)
         await self.run(os.truncate, target, size)
 
