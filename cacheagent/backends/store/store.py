@@ -83,8 +83,7 @@ class Store:
             with files.space_errors(self.layout.state_dir, LEAST_ROOM), files.length_errors():
                 return work(*arguments)
 
-        loop = asyncio.get_running_loop()
-        return await uninterrupted(loop.run_in_executor(threads, guarded))
+        return await uninterrupted(asyncio.get_running_loop().run_in_executor(threads, guarded))
 
     # --- the folders -----------------------------------------------------------------------
 
@@ -183,9 +182,8 @@ class Store:
         layout = self.layout
         record = layout.part_record(image_id)
         conversions = (layout.conversion(image_id, fmt) for fmt in DiskFormat)
-        await self.run(
-            _remove_all, (layout.part(image_id), record, unfinished(record), *conversions)
-        )
+        left = (layout.part(image_id), record, unfinished(record), *conversions)
+        await self.run(_remove_all, left)
 
     async def partial_bytes(self) -> int:
         """Count the bytes that unfinished downloads and conversions take."""
