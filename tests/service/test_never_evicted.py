@@ -157,6 +157,16 @@ async def test_json_backing_name(cache: Cache) -> None:
     await cache.spares(UserKind.OVERLAY)
 
 
+@pytest.mark.parametrize("folder", ["", "as/a/container/sees/it"])
+async def test_name_by_another_mount(cache: Cache, tmp_path: Path, folder: str) -> None:
+    """An overlay made where our folder is mounted elsewhere names the base by a path of its own."""
+    disk = await overlay(cache.scanned / "disk.qcow2", str(cache.path))
+    backing = str(tmp_path / folder / cache.path.name)
+    command = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing]
+    await asyncio.to_thread(subprocess.run, [*command, str(disk)], check=True)
+    await cache.spares(UserKind.OVERLAY)
+
+
 async def test_symbolic_link(cache: Cache, tmp_path: Path) -> None:
     """A name that leads to the base by a link is followed."""
     (tmp_path / "link").symlink_to(cache.path)

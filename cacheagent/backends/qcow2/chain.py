@@ -161,8 +161,13 @@ def _candidates(path: str, names: FileNames) -> Iterable[str]:
 
 
 def _missing(file: str) -> _Step:
-    """Doubt a file that is not there, unless its folder shows that its volume is mounted."""
-    folder = os.path.dirname(os.path.realpath(file))  # noqa: PTH120 as above
+    """Doubt a file that is not there, unless its folder shows that its volume is mounted.
+
+    One that has the name of a base is taken for it: in a container our folder may lie elsewhere.
+    """
+    folder, name = os.path.split(os.path.realpath(file))
+    if bases := mentioned_bases(name):
+        return _Step(bases=bases)
     try:
         with os.scandir(folder) as entries:
             if next(entries, None) is not None:

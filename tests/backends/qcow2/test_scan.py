@@ -124,8 +124,13 @@ def test_other_copies_and_networks_are_not_ours(host: Host) -> None:
     (host.folder / "copy" / ONE).touch()
     host.overlay("a/disk", host.folder / "copy" / ONE)
     host.overlay("b/disk", "nbd://host/disk")
-    host.overlay("c/disk", ONE)
     assert host.users() == {}
+
+
+def test_name_of_a_base_that_leads_nowhere_is_taken_for_it(host: Host) -> None:
+    """Whoever wrote the name may see the folder of the bases elsewhere."""
+    there, here = host.overlay("a/disk", host.folder / "away" / ONE), host.overlay("b/disk", ONE)
+    assert host.users() == {ONE: {there, here}}
 
 
 def test_base_whose_file_is_gone_is_named(host: Host) -> None:
