@@ -97,7 +97,7 @@ async def test_overlay_of_something_else_is_no_user(rig: Rig, base: Base) -> Non
     folder = rig.layout.instances_dir / "by-hand"
     other = path_of(rig, base).with_name("other.raw")
     await overlay(folder / "absolute", str(other))
-    await overlay(folder / "relative", path_of(rig, base).name)
+    await overlay(folder / "relative", other.name)
     await overlay(folder / "json", "json:" + json.dumps({"driver": "file", "filename": str(other)}))
     (folder / "notes").write_text(str(path_of(rig, base)))
     os.mkfifo(folder / "pipe")
