@@ -95,7 +95,7 @@ async def _opened(
     store = await wiring.open_store(stack, config.storage)
     room, disk_room = await wiring.rooms(store, lambda: config)
     return Parts(
-        catalog=await wiring.open_catalog(stack, store.layout.catalog),
+        catalog=await wiring.open_catalog(stack, store),
         store=store,
         glance=await wiring.open_glance(stack, config.glance, metrics),
         qemu=await wiring.open_qemu(config.qemu, metrics),

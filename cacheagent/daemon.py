@@ -134,7 +134,7 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     await wiring.check_overlay_options(qemu, store, config.overlay.options)
     room, disk_room = await wiring.rooms(store, live)
     return Parts(
-        catalog=await wiring.open_catalog(stack, store.layout.catalog),
+        catalog=await wiring.open_catalog(stack, store),
         store=store,
         glance=await wiring.open_glance(stack, config.glance, live.metrics),
         qemu=qemu,

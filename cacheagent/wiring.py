@@ -33,6 +33,7 @@ from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
+from cacheagent.service.despite import despite_full
 from cacheagent.service.disks import Disks
 from cacheagent.service.events import Events
 from cacheagent.service.eviction import Evictions
@@ -173,14 +174,15 @@ def file_group(config: StorageConfig) -> int | None:
         raise ConfigError(f"storage.file_group: there is no group {name!r}") from None
 
 
-async def open_catalog(stack: AsyncExitStack, path: Path) -> Catalog:
+async def open_catalog(stack: AsyncExitStack, store: Store) -> Catalog:
     """Open the catalog; say where the files make it anew, and so what is lost.
 
     Raises:
         CatalogError: it cannot be used.
+        DiskFullError: the file system has no room for it, and no spare bytes are left.
 
     """
-    catalog = await Catalog.open(path)
+    catalog = await despite_full(store, lambda: Catalog.open(store.layout.catalog))
     stack.push_async_callback(catalog.close)
     lost = "pins and times of last use are gone"
     if catalog.set_aside is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from cacheagent import log
 from cacheagent.backends.store import Manifest
 from cacheagent.errors import (
     CatalogError,
+    DiskFullError,
     ImageForbiddenError,
     ImageNotFoundError,
     ProblemError,
@@ -25,6 +27,7 @@ from cacheagent.errors import (
 from cacheagent.model import Base, BaseState, CacheResult, GlanceImage, Standing
 from cacheagent.policy import admission
 from cacheagent.policy.verification import has_right_length
+from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.meter import Meter
 from cacheagent.service.telling import told
@@ -142,9 +145,10 @@ class Bases:
                 del self._waiting[image_id]
 
     async def release(self, ensured: Ensured) -> None:
-        """Let go of the base."""
-        if ensured.lease_id is not None:
-            await self._catalog.release(ensured.lease_id)
+        """Let go of the base; a lease that cannot be dropped for want of room ends by itself."""
+        if (lease_id := ensured.lease_id) is not None:
+            with contextlib.suppress(DiskFullError):
+                await despite_full(self._store, lambda: self._catalog.release(lease_id))
 
     async def _leased(self, image_id: ImageId, caller: Caller, holder: str) -> Ensured:
         result = CacheResult.HIT

@@ -11,17 +11,18 @@ import structlog
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import CacheResult, Disk, DiskState
-from cacheagent.policy.sizing import disk_size, whole_sectors
+from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.bases import PERSONAL, PersonalError
+from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.instances import Instances
+from cacheagent.service.intent import conflict, facts, intended, pending
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
-    from datetime import datetime
     from pathlib import Path
 
     from cacheagent.model import Base, Caller, DiskKey, DiskSpec
@@ -104,7 +105,7 @@ class Creation:
                 existing = await self._existing(key, spec)
                 if existing is not None and existing.state is DiskState.READY:
                     return existing, False
-                await self._catalog.begin_disk(disk)
+                await self._room.retrying(partial(self._catalog.begin_disk, disk))
         if (key, spec) in self._begun:
             return disk, False
         self._begun.add((key, spec))
@@ -154,7 +155,7 @@ class Creation:
     def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
         other = self.wanted().get(key, spec)
         if other != spec:
-            raise _conflict(pending(key, other, self._now()))
+            raise conflict(pending(key, other, self._now()))
 
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
@@ -175,8 +176,9 @@ class Creation:
                 await self._write_failure(key, spec, _words(error))
 
     async def _write_failure(self, key: DiskKey, spec: DiskSpec, why: str) -> None:
-        await self._catalog.begin_disk(pending(key, spec, self._now()))
-        await self._catalog.fail_disk(key, why)
+        wanted = pending(key, spec, self._now())
+        await despite_full(self._store, lambda: self._catalog.begin_disk(wanted))
+        await despite_full(self._store, lambda: self._catalog.fail_disk(key, why))
 
     async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Run once for all who ask for this disk; its row tells how that ends."""
@@ -199,7 +201,7 @@ class Creation:
             return
         why = _words(error)
         if (key, spec) not in self._begun:
-            await self._catalog.remove_disk(key, self._now())
+            await self._forget(key)
         elif isinstance(error, Exception):
             await self._write_failure(key, spec, why)
             self._begun.discard((key, spec))
@@ -222,7 +224,7 @@ class Creation:
             await self._drop(disk, DELETED_OUTSIDE)
             return None
         if disk.state is DiskState.READY and not await self._is(disk, spec):
-            raise _conflict(disk)
+            raise conflict(disk)
         return disk
 
     async def _is_there(self, disk: Disk) -> bool:
@@ -231,7 +233,7 @@ class Creation:
             return True
         if await self._instances.look():
             # That is how a mount point looks without its file system.
-            raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", _facts(disk))
+            raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", facts(disk))
         _log.warning("a disk has gone from its folder", path=str(path))
         return False
 
@@ -250,9 +252,12 @@ class Creation:
 
     async def _drop(self, disk: Disk, reason: str) -> None:
         """Drop the row; a base that the disk needed was in use until now."""
-        await self._catalog.remove_disk(disk.key, self._now())
+        await self._forget(disk.key)
         path = str(self._path(disk))
         self._tell(EventKind.DISK_GONE, disk.key, image_id=disk.image_id, path=path, reason=reason)
+
+    async def _forget(self, key: DiskKey) -> None:
+        await despite_full(self._store, lambda: self._catalog.remove_disk(key, self._now()))
 
     def _path(self, disk: Disk) -> Path:
         return self._store.layout.disk(disk.key, disk.format)
@@ -295,7 +300,7 @@ class Creation:
             ensured = await self._ensure(spec, caller)
             lease_id = None if ensured is None else ensured.lease_id
             try:
-                disk = _intended(pending(key, spec, self._now()), spec, ensured)
+                disk = intended(pending(key, spec, self._now()), spec, ensured)
                 intent = await self._room.retrying(
                     partial(self._catalog.begin_disk, disk, lease_id)
                 )
@@ -318,7 +323,10 @@ class Creation:
         now = self._now()
         try:
             await self._instances.remember()
-            made = await self._catalog.finish_disk(key, virtual_size=disk.virtual_size, now=now)
+            finish = partial(
+                self._catalog.finish_disk, key, virtual_size=disk.virtual_size, now=now
+            )
+            made = await self._room.retrying(finish)
         except BaseException:
             await self._store.remove_disk(key, disk.format)
             raise
@@ -341,60 +349,6 @@ class Creation:
         return replace(disk, cache=await self._bases.outlook(spec.image_id))
 
 
-def pending(key: DiskKey, spec: DiskSpec, now: datetime) -> Disk:
-    """Give a disk that is asked for and not there, before anything is known of its base."""
-    return Disk(
-        key=key,
-        spec=spec,
-        state=DiskState.PENDING,
-        format=spec.format,
-        mode=spec.mode,
-        virtual_size=0,
-        image_id=spec.image_id,
-        base_id=None,
-        cache=CacheResult.BLANK if spec.image_id is None else CacheResult.MISS,
-        created_at=now,
-    )
-
-
 def _words(error: BaseException) -> str:
     known = isinstance(error, CacheAgentError)
     return str(error) if known else "internal error; see the agent's log"
-
-
-def _intended(disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
-    """Give the disk that is asked for as it will be.
-
-    Raises:
-        DiskTooSmallError: the size asked for breaks the size rules.
-
-    """
-    if ensured is None:
-        return replace(disk, virtual_size=whole_sectors(spec.size or 0))
-    size = disk_size(
-        spec.size,
-        virtual_size=ensured.base.virtual_size,
-        min_disk=ensured.image.min_disk_bytes,
-    )
-    return replace(disk, virtual_size=size, base_id=ensured.base.base_id, cache=ensured.result)
-
-
-def _conflict(disk: Disk) -> DiskConflictError:
-    key = disk.key
-    message = f"disk {key.name} of instance {key.instance_id} is another one"
-    return DiskConflictError(message, _facts(disk))
-
-
-def _facts(disk: Disk) -> dict[str, object]:
-    """Give what tells the disk from another one, by the names that the API uses."""
-    facts: dict[str, object] = {
-        "image_id": disk.image_id,
-        "format": disk.format,
-        "mode": disk.mode,
-        "virtual_size_bytes": disk.virtual_size,
-    }
-    if disk.spec is not None:
-        facts |= {"size_bytes": disk.spec.size}
-    if disk.spec is not None and disk.image_id is None:
-        facts |= {"filesystem": disk.spec.filesystem, "label": disk.spec.label}
-    return facts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
 from cacheagent.model import DiskView
-from cacheagent.service.creation import pending
+from cacheagent.service.intent import pending
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:

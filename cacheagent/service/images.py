@@ -80,11 +80,20 @@ class Images:
             ProblemError: why it cannot come; without ``wait`` only what Glance says at once.
 
         """
+        await self._access.check(image_id, caller)
         if wait or await self._bases.ready(image_id) is not None:
-            result = (await self._bases.ensure(image_id, caller)).result
-        else:
-            # Whoever goes away now leaves no intent that nobody works on.
-            result = await uninterrupted(self._begin(image_id, caller))
+            ensured = await self._bases.leased(image_id, caller, "a prefetch that is about to end")
+            try:
+                return await self._fetched(image_id, ensured.result, pin=pin)
+            finally:
+                await self._bases.release(ensured)
+        # Whoever goes away now leaves no intent that nobody works on.
+        result = await uninterrupted(self._begin(image_id, caller))
+        return await self._fetched(image_id, result, pin=pin)
+
+    async def _fetched(
+        self, image_id: ImageId, result: CacheResult, *, pin: bool
+    ) -> tuple[ImageView, CacheResult]:
         if pin:
             await self._pin(image_id)
         return await self._view(await self._known(image_id)), result

@@ -7,15 +7,17 @@ meanwhile: what was read is a suspicion only, and each difference is looked at a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.errors import CacheAgentError
+from cacheagent.errors import CacheAgentError, DiskFullError
 from cacheagent.model import Caller
 from cacheagent.policy.drift import Running, diff
 from cacheagent.service.adoption import Adoption
+from cacheagent.service.despite import despite_full
 from cacheagent.service.mending import Mending
 from cacheagent.service.survey import Survey
 
@@ -41,6 +43,7 @@ class Reconcile:
         self, parts: Parts, *, bases: Bases, creation: Creation, use: Use, repair: Repair
     ) -> None:
         self._catalog = parts.catalog
+        self._store = parts.store
         self._layout = parts.store.layout
         self._background = parts.background
         self._metrics = parts.metrics
@@ -61,10 +64,16 @@ class Reconcile:
         Whoever held a lease is dead. What has to be fetched is fetched in the background. Files
         that only their digest can prove wait for ``check``: to read them may take long.
         """
-        await self._catalog.drop_leases()
+        # On a file system that is full to the last byte they end by themselves.
+        with contextlib.suppress(DiskFullError):
+            await despite_full(self._store, self._catalog.drop_leases)
         rows, files = await self._survey.rows(), await self._survey.files()
         plan = await asyncio.to_thread(diff, self._layout, rows, files, now)
-        await self._mending.all_at_once(plan, files)
+        try:
+            await self._mending.all_at_once(plan, files)
+        except DiskFullError as error:
+            # Whoever is served may be the one who makes room; the rounds go on with the rest.
+            _log.error("rows and files differ, and there is no room to mend it", why=str(error))
         self._tell(plan)
         for image_id in plan.resume_ingests:
             work = self._bases.ensure(image_id, Caller())

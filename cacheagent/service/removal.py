@@ -11,26 +11,24 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.backends.store import spare
-from cacheagent.errors import CacheAgentError, DiskFullError
+from cacheagent.errors import CacheAgentError
 from cacheagent.model import BaseState, User, UserKind
 from cacheagent.policy.eviction import Eviction
+from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
 
     from cacheagent.model import Base
     from cacheagent.service.bases import Bases
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
-
-T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -110,8 +108,8 @@ class Removal:
         """Drop what lies in the trash, or put it back for those who were found in the end."""
         base = eviction.base
         # An operator may have pinned it since the intent.
-        holders = found or await self._despite_full(
-            lambda: self._catalog.end_eviction(base.base_id, self._now())
+        holders = found or await despite_full(
+            self._store, lambda: self._catalog.end_eviction(base.base_id, self._now())
         )
         if holders:
             await self._put_back(base, holders)
@@ -129,29 +127,18 @@ class Removal:
         for cached in images:
             if self._bases.waiters(cached.image.image_id):
                 return (User(kind=UserKind.WAITER, detail=cached.image.image_id),)
-        return await self._despite_full(
-            lambda: self._catalog.begin_eviction(base.base_id, self._now())
+        return await despite_full(
+            self._store, lambda: self._catalog.begin_eviction(base.base_id, self._now())
         )
 
     async def _trash(self, base: Base) -> None:
         """Rename the base into the trash; where that fails half way, it is handed out again."""
         trash = partial(self._store.trash_base, base.base_id, base.format)
         try:
-            await self._despite_full(trash)
+            await despite_full(self._store, trash)
         except BaseException:
             await self._restore(base)
             raise
-
-    async def _despite_full(self, deed: Callable[[], Awaitable[T]]) -> T:
-        """Do what needs a little room; on a file system that is full, with what is kept for this.
-
-        A row needs some, and so may the folder that a file is renamed into.
-        """
-        try:
-            return await deed()
-        except DiskFullError:
-            await self._store.run(spare.spend, self._store.layout.spare)
-            return await deed()
 
     async def _late_users(self, trashed: Sequence[Eviction]) -> list[tuple[User, ...]]:
         # A damaged base was out of everybody's reach before, and does not lie in the trash.
@@ -178,8 +165,12 @@ class Removal:
 
     async def _restore(self, base: Base) -> None:
         """Let file and row be as they were before the intent, however far the steps came."""
-        await self._despite_full(partial(self._store.restore_base, base.base_id, base.format))
-        await self._despite_full(lambda: self._catalog.set_base_state(base.base_id, base.state))
+        await despite_full(
+            self._store, partial(self._store.restore_base, base.base_id, base.format)
+        )
+        await despite_full(
+            self._store, lambda: self._catalog.set_base_state(base.base_id, base.state)
+        )
 
     async def _drop(self, eviction: Eviction) -> None:
         """Remove the file of a base whose row has gone."""

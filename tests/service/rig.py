@@ -23,6 +23,7 @@ from cacheagent.service.access import Access
 from cacheagent.service.background import Background
 from cacheagent.service.bases import Bases
 from cacheagent.service.creation import Creation
+from cacheagent.service.despite import despite_full
 from cacheagent.service.disks import Disks
 from cacheagent.service.events import Events
 from cacheagent.service.eviction import Evictions
@@ -122,7 +123,7 @@ async def _parts(
     store = Store(layout, group=None, disk_mode=storage.disk_mode)
     stack.push_async_callback(store.close)
     await store.open()
-    catalog = await Catalog.open(layout.catalog)
+    catalog = await despite_full(store, lambda: Catalog.open(layout.catalog))
     stack.push_async_callback(catalog.close)
     room = Room(store.usage, cache_bytes=store.cache_bytes, policy=lambda: bounds(config))
     return Parts(

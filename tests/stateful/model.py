@@ -197,6 +197,13 @@ class Model:
         """Note that the clock was set back: what was to come may count as now."""
         self.used = {base_id: min(when, now) for base_id, when in self.used.items()}
 
+    def missed(self, seen: Seen) -> None:
+        """Take over which disks are still in the catalog, though their files have gone."""
+        for key, disk in seen.disks.items():
+            there = self.layout.disk(key, disk.format).exists()
+            if disk.state is DiskState.READY and key not in self.disks and not there:
+                self.lost.add(key)
+
     def restarted(self, seen: Seen) -> None:
         """Take over what a start may change: leases go, overlays become disks, doubts end."""
         self.leases = {key: lease for key, lease in self.leases.items() if key in seen.leases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -118,6 +119,8 @@ class Steps(RuleBasedStateMachine):
                 yield
         except BaseException:
             self.failed = True
+            # Hypothesis may have seen the same beginning go well: then it tells of that alone.
+            self.host.failures.append(f"{name}\n{traceback.format_exc()}")
             raise
 
     def image(self, number: int) -> Image:

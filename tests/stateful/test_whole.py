@@ -58,7 +58,7 @@ def run_the_model(host: Host, runs: int) -> str | None:
     try:
         run_state_machine_as_test(whole, settings=chosen)  # type: ignore[arg-type]  # a factory
     except Exception as error:  # noqa: BLE001 -- whatever it was, its notes tell the steps
-        return "".join(traceback.format_exception(error))
+        return "".join((*host.failures[:1], *traceback.format_exception(error)))
     return None
 
 

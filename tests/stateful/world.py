@@ -40,7 +40,8 @@ MARGIN = 512 << 10
 class Host:
     """What all runs of the model share: a file system, images and their service, the log.
 
-    ``steps`` counts the steps of all runs by their names, ``happened`` what came of them.
+    ``steps`` counts the steps of all runs by their names, ``happened`` what came of them;
+    ``failures`` are what went wrong in a step.
     """
 
     system: FileSystem
@@ -49,6 +50,7 @@ class Host:
     log: list[MutableMapping[str, Any]]
     steps: Counter[str] = field(default_factory=Counter)
     happened: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
 
 
 class World:
@@ -112,7 +114,7 @@ class World:
     def start(self) -> None:
         """Start again; what is there then is what a crash has left.
 
-        On a full file system somebody may have to make room first.
+        Without a byte to open the catalog with, somebody has to make room first.
         """
         try:
             self._runner.run(self.agent.start())
@@ -120,7 +122,11 @@ class World:
             assert self.system.filled
             self.system.clear()
             self._runner.run(self.agent.start())
-        self.model.restarted(self.look())
+        seen = self.look()
+        if self.system.filled:
+            # Rows without files, which could not go for want of room either.
+            self.model.missed(seen)
+        self.model.restarted(seen)
 
     @contextlib.contextmanager
     def step(
