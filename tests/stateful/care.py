@@ -81,6 +81,8 @@ class Care(Steps):
             else:
                 path.unlink()
                 self.world.do(lambda rig: _found(rig, image_id, how))
+            if how == "reconcile":
+                self.world.model.restarted(self.world.look())
         back = base_id in self.world.seen.ready
         assert back or not (used or how == "hit")
 
