@@ -98,31 +98,26 @@ def wire(parts: Parts) -> Agent:
     use = Use(parts, waiters=bases.waiters)
     evictions = Evictions(parts, bases=bases, use=use)
     repair = Repair(parts, bases, use)
+    verify = Verify(parts, bases, repair, access=access)
     creation = Creation(parts, bases=bases, making=Making(parts))
     status = Status(parts, bases=bases)
     reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
-    verify = Verify(parts, bases, repair, access=access)
-    revalidate = Revalidate(parts, lambda: pruner.nudge("deletion"))
-    hooks = Hooks(
-        reconcile=reconciler.nudge,
-        prune=pruner.nudge,
-        lost=repair.lost,
-        verify=lambda base: verify.verify_base(base, Throttle(None)),
-        damaged=repair.damaged,
-    )
-    watch = Watch(parts, creation=creation, watched=Watched(parts), hooks=hooks)
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
+    services = Services(
+        disks=Disks(parts, access=access, creation=creation),
+        images=images,
+        operator=Operator(parts, images=images, evictions=evictions, access=access),
+        verify=verify,
+        events=Following(parts, access=access),
+        status=status,
+    )
+    hooks = _hooks(pruner, reconciler, repair, verify)
+    watch = Watch(parts, creation=creation, watched=Watched(parts), hooks=hooks)
+    revalidate = Revalidate(parts, lambda: pruner.nudge("deletion"))
     return Agent(
-        services=Services(
-            disks=Disks(parts, access=access, creation=creation),
-            images=images,
-            operator=Operator(parts, images=images, evictions=evictions, access=access),
-            verify=verify,
-            events=Following(parts, access=access),
-            status=status,
-        ),
+        services=services,
         status=status,
         bases=bases,
         creation=creation,
@@ -137,6 +132,17 @@ def wire(parts: Parts) -> Agent:
         ),
         metrics=parts.metrics,
         events=parts.events,
+    )
+
+
+def _hooks(pruner: Pruner, reconciler: Reconciler, repair: Repair, verify: Verify) -> Hooks:
+    """Give what is done about what happens to the files."""
+    return Hooks(
+        reconcile=reconciler.nudge,
+        prune=pruner.nudge,
+        lost=repair.lost,
+        verify=lambda base: verify.verify_base(base, Throttle(None)),
+        damaged=repair.damaged,
     )
 
 
