@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -75,6 +76,8 @@ async def _serve(
     stack.callback(_cancel, helpers)
     agent = wiring.wire(await _open(stack, live, Background(group)))
     await _start(stack, config, agent)
+    # A bound that was lowered holds from now on.
+    live.tell(partial(agent.pruner.nudge, "interval"))
     helpers.extend(group.create_task(each) for each in (_watch_over(notifier), live.follow()))
     loops = [group.create_task(loop.run()) for loop in agent.loops]
     notifier.ready()

@@ -313,13 +313,11 @@ class InsufficientSpaceError(ProblemError):
 
     word, status, title = "insufficient-space", 507, "Insufficient space"
 
-    def __init__(self, *, required_bytes: int, available_bytes: int, kept_free: int = 0) -> None:
+    def __init__(self, *, required_bytes: int, available_bytes: int, why: str = "") -> None:
+        """Take the figures, and in words which bound leaves no more and what keeps the rest."""
         self.required_bytes = required_bytes
         self.available_bytes = available_bytes
-        beside = f" beside the {kept_free} of eviction.min_free" if kept_free else ""
-        super().__init__(
-            f"{required_bytes} bytes are needed, {available_bytes} are available{beside}"
-        )
+        super().__init__(f"{required_bytes} bytes are needed, {available_bytes} are available{why}")
 
     def members(self) -> Mapping[str, object]:
         """Give ``required_bytes`` and ``available_bytes``."""

@@ -14,7 +14,7 @@ from cacheagent.config import load_config
 from cacheagent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from cacheagent.backends.systemd import Notifier
@@ -40,11 +40,16 @@ class Live:
         self._path = path
         self._notifier = notifier
         self._asked = asyncio.Event()
+        self._told: list[Callable[[], None]] = []
         self.metrics = metrics
 
     def __call__(self) -> Config:
         """Give the configuration."""
         return self._config
+
+    def tell(self, whom: Callable[[], None]) -> None:
+        """Call ``whom`` after each reload that changed something."""
+        self._told.append(whom)
 
     def ask(self) -> None:
         """Have the file read again, by ``follow``; a signal handler may call it."""
@@ -75,6 +80,8 @@ class Live:
         self._config = reload.config
         self.metrics.config_reload_success.set(1)
         log.configure(self._config.log.level, self._config.log.format)
+        for whom in self._told if reload.changed else ():
+            whom()
         _log.info("reloaded", changed=reload.changed, needs_restart=reload.needs_restart)
         waiting = ", ".join(reload.needs_restart) or "nothing"
         self._notifier.status(f"the configuration was reloaded; {waiting} waits for a restart")

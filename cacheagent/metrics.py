@@ -225,6 +225,9 @@ class Metrics:
         self.eviction_skipped_total = self._counter(
             "eviction_skipped_total", "Bases that had to stay.", {"reason": SKIP_REASONS}
         )
+        self.eviction_doubts = self._gauge(
+            "eviction_doubts", "What keeps all bases from eviction now, since it cannot be told."
+        )
         self.prune_last_success_timestamp_seconds = self._gauge(
             "prune_last_success_timestamp_seconds", "When a pass last did what it should."
         )

@@ -86,6 +86,7 @@ class Agent:
     creation: Creation
     background: Background
     reconciler: Reconciler
+    pruner: Pruner
     loops: tuple[Loop, ...]
     metrics: Metrics
     events: Events
@@ -100,7 +101,7 @@ def wire(parts: Parts) -> Agent:
     repair = Repair(parts, bases, use)
     verify = Verify(parts, bases, repair, access=access)
     creation = Creation(parts, bases=bases, making=Making(parts))
-    status = Status(parts, bases=bases)
+    status = Status(parts, bases=bases, outcome=evictions.outcome)
     reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
@@ -123,6 +124,7 @@ def wire(parts: Parts) -> Agent:
         creation=creation,
         background=parts.background,
         reconciler=reconciler,
+        pruner=pruner,
         loops=(
             pruner,
             reconciler,

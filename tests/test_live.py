@@ -52,3 +52,21 @@ async def test_a_reload_is_told_from_its_beginning_to_its_end(
     assert began.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert told.startswith(f"STATUS={status}")
     assert ended == "READY=1"
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [("eviction.max_idle = 3600", 1), ("", 0), ("qemu.convert_threads = 1", 0), ("x = 1", 0)],
+)
+async def test_who_wants_to_know_hears_of_what_has_changed(
+    tmp_path: Path, text: str, times: int
+) -> None:
+    """A bound that is lowered is looked at now, and not when the old interval ends."""
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    live = Live(Config(), path, Metrics(), Notifier({}))
+    heard: list[int] = []
+    live.tell(lambda: heard.append(1))
+    path.write_text(text)
+    await live.reload()
+    assert len(heard) == times

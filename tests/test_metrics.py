@@ -49,6 +49,7 @@ CONTRACT = {
     "qmp_guests": {"state"},
     "inotify_overflows_total": set(),
     "unwatched_folders": set(),
+    "eviction_doubts": set(),
     "build_info": {"version", "python", "qemu_img"},
     "config_reload_success": set(),
 }

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from cacheagent.config import Config
-    from cacheagent.service.eviction import Evictions, Pass
+    from cacheagent.service.eviction import Evictions
+    from cacheagent.service.outcome import Pass
 
 REST = 1.0
 """Seconds between two passes at least: a thousand deletions are not worth a thousand passes."""

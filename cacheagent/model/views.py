@@ -155,7 +155,12 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
-    """The agent at a glance. ``loops`` maps a loop's name to the time of its last run."""
+    """The agent at a glance. ``loops`` maps a loop's name to the time of its last run.
+
+    ``cache_bytes`` are those of bases, unfinished ingests and quarantine, as measured. ``doubts``
+    keep all bases from eviction; ``unmet_bytes`` are what the bounds ask for and the last pass
+    could not free.
+    """
 
     version: str
     started_at: datetime
@@ -168,6 +173,10 @@ class StatusView:
     high_watermark_bytes: int
     low_watermark_bytes: int
     min_free: int
+    max_size: int | None = None
+    cache_bytes: int = 0
+    doubts: tuple[User, ...] = ()
+    unmet_bytes: int = 0
     counts: Mapping[str, int]
     loops: Mapping[str, datetime | None]
     glance_reachable: bool | None

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from cacheagent.model import Base, BaseState, CachedImage, ImageId, SpaceUsage, Standing, User
@@ -160,8 +161,9 @@ class EvictionPlan:
     """What goes, in order, and what stays; and whether that is enough.
 
     ``needed_bytes`` is the largest shortage, ``unmet_bytes`` what is left of the hard ones when
-    all of ``evict`` has gone. ``unmet_inodes`` is the same for files. Where bases stay because all
-    of them would not be enough (``NEVER_FITS``), both tell what were left without them.
+    all of ``evict`` has gone, ``unmet_reason`` whose they are. ``unmet_inodes`` is the same for
+    files. Where bases stay because all of them would not be enough (``NEVER_FITS``), both tell
+    what were left without them.
     """
 
     evict: tuple[Eviction, ...]
@@ -169,6 +171,7 @@ class EvictionPlan:
     needed_bytes: int
     unmet_bytes: int
     unmet_inodes: int
+    unmet_reason: Reason | None = None
 
     @property
     def freed_bytes(self) -> int:
@@ -283,13 +286,15 @@ class _Plan:
         for use in self._bases:
             if self._due(use) is None:
                 self._decide(use, self._short_of())
-        left = (each.size for each in self._shortages if each.hard)
+        hard = [each for each in self._shortages if each.hard and each.size > self._freed]
+        worst = max(hard, key=attrgetter("size"), default=None)
         return EvictionPlan(
             evict=tuple(self._evict),
             stay=tuple(self._stay),
             needed_bytes=max((each.size for each in self._shortages), default=0),
-            unmet_bytes=max(0, max(left, default=0) - self._freed),
+            unmet_bytes=0 if worst is None else worst.size - self._freed,
             unmet_inodes=max(0, self._inodes - self._freed_inodes),
+            unmet_reason=None if worst is None else worst.reason,
         )
 
     def _due(self, use: BaseUse) -> Reason | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cacheagent.backends.store import spare
-from cacheagent.errors import DiskFullError, InsufficientSpaceError
+from cacheagent.errors import DiskFullError
 from cacheagent.model import BaseState, User
 from cacheagent.policy.eviction import (
     BaseUse,
@@ -22,13 +22,13 @@ from cacheagent.policy.eviction import (
     Reason,
     plan_eviction,
 )
-from cacheagent.service.events import EventKind
+from cacheagent.service.outcome import Outcome, Pass, refusal
 from cacheagent.service.removal import Removal, Skipped
 from cacheagent.service.use import OUTSIDE
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cacheagent.model import Base, BaseId, CachedImage
     from cacheagent.service.bases import Bases
@@ -42,16 +42,6 @@ SETTLING = 0.3
 """Seconds that a file system gets to show what was freed; others may take it meanwhile."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """What a pass came to: its last plan, what went, what stayed after all, bytes as measured."""
-
-    plan: EvictionPlan
-    evicted: tuple[Eviction, ...]
-    skipped: tuple[Skipped, ...]
-    freed_bytes: int
 
 
 class Evictions:
@@ -70,7 +60,7 @@ class Evictions:
         self._removal = Removal(parts, bases=bases, use=use)
         self._one = asyncio.Lock()
         self._full: SingleFlight[Demand, Pass] = SingleFlight()
-        self._said: object = None
+        self.outcome = Outcome(parts)
         parts.room.evict_with(self.make_room)
 
     async def plan(self, demand: Demand | None = None) -> EvictionPlan:
@@ -93,11 +83,7 @@ class Evictions:
         else:
             done = await self.run("room", demand)
         if done.plan.unmet_bytes and not (full and done.evicted):
-            raise InsufficientSpaceError(
-                required_bytes=demand.size,
-                available_bytes=max(demand.size - done.plan.unmet_bytes, 0),
-                kept_free=self._bounds().min_free,
-            )
+            raise refusal(demand, done, self._bounds())
 
     async def run(self, trigger: str, demand: Demand | None = None) -> Pass:
         """Make one pass; ``trigger`` is one of ``metrics.PRUNE_TRIGGERS``.
@@ -114,7 +100,7 @@ class Evictions:
                     result = "unmet" if done.plan.unmet_bytes else "done"
                 finally:
                     self._metrics.prune_runs_total.labels(trigger=trigger, result=result).inc()
-            self._tell(trigger, done)
+            self.outcome.tell(trigger, demand, done)
             return done
 
     async def evict(self, base: Base, reason: Reason) -> tuple[User, ...]:
@@ -210,33 +196,6 @@ class Evictions:
             if each.base.base_id in bases
         ]
 
-    def _tell(self, trigger: str, done: Pass) -> None:
-        """Say in log, metrics and events what the pass came to."""
-        plan = done.plan
-        metrics = self._metrics
-        metrics.prune_freed_bytes_total.inc(done.freed_bytes)
-        metrics.prune_unmet_bytes.set(plan.unmet_bytes)
-        if not plan.unmet_bytes:
-            metrics.prune_last_success_timestamp_seconds.set(self._now().timestamp())
-        for reason in _kept_by(done):
-            metrics.eviction_skipped_total.labels(reason=reason).inc()
-        facts = {
-            "trigger": trigger,
-            "evicted": len(done.evicted),
-            "freed_bytes": done.freed_bytes,
-            "needed_bytes": plan.needed_bytes,
-            "unmet_bytes": plan.unmet_bytes,
-            "unmet_inodes": plan.unmet_inodes,
-            "kept": dict(Counter(_kept_by(done))),
-        }
-        # A pass each half minute says the same for as long as nobody does anything about it.
-        news = {**facts, "trigger": None}
-        if done.evicted or (plan.unmet_bytes and news != self._said):
-            said = _log.warning if plan.unmet_bytes or plan.unmet_inodes else _log.info
-            said("pruned", **facts)
-            self._events.emit(EventKind.PRUNE, **facts)
-        self._said = news
-
 
 def _may_go(base: Base) -> bool:
     """Tell whether a base is one that a plan decides; one that is EVICTING has been decided."""
@@ -253,12 +212,3 @@ def _left_of(demand: Demand | None, gone: Sequence[Eviction]) -> Demand | None:
     if demand is None or demand.kind is DemandKind.ROOM:
         return demand
     return replace(demand, size=max(0, demand.size - sum(each.frees for each in gone)))
-
-
-def _kept_by(done: Pass) -> Iterator[str]:
-    """Give what kept each base that would have gone: kinds of users, and rules."""
-    for stay in done.plan.stay:
-        if stay.wanted is not None:
-            yield from sorted({*(user.kind.value for user in stay.users), *stay.rules})
-    for each in done.skipped:
-        yield from sorted({user.kind.value for user in each.users})

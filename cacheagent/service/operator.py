@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Caller, ImageId
     from cacheagent.service.access import Access
-    from cacheagent.service.eviction import Evictions, Pass
+    from cacheagent.service.eviction import Evictions
     from cacheagent.service.images import Images
+    from cacheagent.service.outcome import Pass
     from cacheagent.service.parts import Parts
 
 

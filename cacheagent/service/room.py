@@ -136,7 +136,6 @@ class Room:
         return InsufficientSpaceError(
             required_bytes=demand.size,
             available_bytes=max(demand.size - missing, 0),
-            kept_free=self._policy().min_free,
         )
 
     @contextlib.asynccontextmanager

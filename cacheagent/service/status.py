@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Counts, ImageId
     from cacheagent.service.bases import Bases
+    from cacheagent.service.outcome import Outcome
     from cacheagent.service.parts import Parts
 
 
@@ -24,7 +25,7 @@ class Status:
     ``ready`` and ``stopping`` are set by the daemon, ``loops`` by whoever ran one.
     """
 
-    def __init__(self, parts: Parts, *, bases: Bases) -> None:
+    def __init__(self, parts: Parts, *, bases: Bases, outcome: Outcome) -> None:
         self._catalog = parts.catalog
         self._now = parts.now
         self._store = parts.store
@@ -33,6 +34,7 @@ class Status:
         self._metrics = parts.metrics
         self._config = parts.config
         self._bases = bases
+        self._outcome = outcome
         self._started_at = self._now()
         self.ready = False
         self.stopping = False
@@ -56,6 +58,10 @@ class Status:
             high_watermark_bytes=high,
             low_watermark_bytes=low,
             min_free=self._config().eviction.min_free,
+            max_size=self._config().eviction.max_size,
+            cache_bytes=await self._store.cache_bytes(),
+            doubts=self._outcome.doubts,
+            unmet_bytes=self._outcome.unmet_bytes,
             counts=await self._counts(counts),
             loops=self.loops,
             glance_reachable=contact.reachable,

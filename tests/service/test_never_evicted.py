@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cacheagent.model import User
     from cacheagent.service.bases import Ensured
-    from cacheagent.service.eviction import Pass
+    from cacheagent.service.outcome import Pass
     from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20

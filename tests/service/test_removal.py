@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.model import Base, BaseId, ImageId, User
-    from cacheagent.service.eviction import Pass
+    from cacheagent.service.outcome import Pass
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 

@@ -34,7 +34,7 @@ async def filled(rig: Rig) -> Status:
         lease_id="a", base_id=base_id(4), holder="x", expires_at=now + timedelta(minutes=1)
     )
     assert await catalog.lease(lease)
-    return Status(rig.parts, bases=rig.bases)
+    return Status(rig.parts, bases=rig.bases, outcome=rig.evictions.outcome)
 
 
 async def test_the_status_counts_all_there_is(rig: Rig) -> None:
@@ -56,7 +56,7 @@ async def test_the_status_counts_all_there_is(rig: Rig) -> None:
 
 async def test_the_watermarks_are_those_that_the_policy_goes_by(rig: Rig) -> None:
     """What is shown is where eviction begins and ends."""
-    view = await Status(rig.parts, bases=rig.bases).status()
+    view = await Status(rig.parts, bases=rig.bases, outcome=rig.evictions.outcome).status()
     assert (view.high_watermark_bytes, view.low_watermark_bytes) == (
         int(view.space.total * 85 / 100),
         int(view.space.total * 75 / 100),
