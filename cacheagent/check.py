@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from cacheagent import wiring
 from cacheagent.api import listen
+from cacheagent.backends import qcow2
 from cacheagent.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cacheagent.config import Config
 
 
@@ -31,3 +34,15 @@ async def check(config: Config) -> None:
         glance = glance.model_copy(update={"auth": "none"})
     async with contextlib.AsyncExitStack() as stack:
         await wiring.open_glance(stack, glance, Metrics())
+
+
+def doubts(config: Config) -> Iterator[str]:
+    """Tell what the daemon would start with, and yet not as its operator thinks. It blocks."""
+    for folder in config.storage.scan_dirs:
+        why = None
+        if not folder.is_dir():
+            why = "is no folder that is there"
+        elif qcow2.is_empty(folder):
+            why = "is empty, as a mount point is without its file system"
+        if why:
+            yield f"storage.scan_dirs: {folder} {why}: while that is so, nothing is evicted"

@@ -32,6 +32,7 @@ from cacheagent.configtypes import (
     ListOf,
     OneOrMore,
     OverlayOptions,
+    PathPattern,
     Percent,
     PositiveDuration,
     PositiveSize,
@@ -235,7 +236,7 @@ class QemuConfig(_Section):
     convert_threads: Annotated[int, Field(ge=1, le=16)] = 2
     cpu_time_limit: PositiveDuration = 60.0
     memory_limit: PositiveSize = 2 << 30
-    qmp_sockets: ListOf[Text] = ()
+    qmp_sockets: ListOf[PathPattern] = ()
 
 
 class LogConfig(_Section):

@@ -113,7 +113,15 @@ def _url(value: str) -> str:
 
 
 def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list")  # noqa: TRY004 -- pydantic takes no TypeError
+    return tuple(value)
+
+
+def _pattern(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return value
 
 
 def _options(value: str) -> str:
@@ -131,6 +139,7 @@ FileMode = Annotated[int, BeforeValidator(_file_mode)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 Listen = Annotated[HostPort | None, BeforeValidator(_listen)]
 Text = Annotated[str, Field(min_length=1)]
+PathPattern = Annotated[str, AfterValidator(_pattern)]
 Url = Annotated[Text, AfterValidator(_url)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 OverlayOptions = Annotated[str, AfterValidator(_options)]

@@ -52,6 +52,8 @@ def test_values_become_bytes_seconds_modes_and_paths() -> None:
         ("glance.stall_timeout = true", "glance.stall_timeout: must be a number of seconds"),
         ("glance.stall_timeout = 0", "glance.stall_timeout: Input should be greater than 0"),
         ("glance.access_ttl = inf", "glance.access_ttl: must not be negative nor without end"),
+        ('storage.scan_dirs = "/x"', "storage.scan_dirs: must be a list"),
+        ('qemu.qmp_sockets = ["x/*"]', "qemu.qmp_sockets.0: must be an absolute path"),
         ('eviction.min_age = "ten"', "eviction.min_age: is not a duration"),
         ("images.max_size = 1.5", "images.max_size: must be a number of bytes"),
         ("eviction.min_free = -1", "eviction.min_free: must not be negative"),

@@ -36,12 +36,14 @@ def serve(path: Path) -> None:
 @click.argument("path", metavar="FILE", type=_PATH)
 def check_config(path: Path) -> None:
     """Tell whether the daemon would start with this configuration; exit status 2 if not."""
-    from cacheagent.check import check  # noqa: PLC0415 -- as in `serve`
+    from cacheagent.check import check, doubts  # noqa: PLC0415 -- as in `serve`
 
     config = load_config(path)
     asyncio.run(check(config))
     for key in config.without_effect():
         click.echo(f"{key} has no effect in this version")
+    for doubt in doubts(config):
+        click.echo(doubt)
     click.echo("OK")
 
 

@@ -153,6 +153,11 @@ class Mending:
         for failed in plan.fail_disks:
             names = {"instance_id": failed.instance_id, "name": failed.name}
             self._events.emit(EventKind.DISK_FAILED, **names, error=STOPPED)
+        for disk in plan.adopt_disks:
+            names = {"instance_id": disk.key.instance_id, "name": disk.key.name}
+            path = str(self._store.layout.disk(disk.key, disk.format))
+            facts = {"image_id": disk.image_id, "base_id": disk.base_id, "path": path}
+            self._events.emit(EventKind.DISK_CREATED, **names, **facts, reason="found")
         return plan
 
     async def _base(

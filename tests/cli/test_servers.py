@@ -88,3 +88,23 @@ def test_the_image_server_says_where_it_serves(tmp_path: Path, shell: str) -> No
         finally:
             # Else a failure would wait here for a server that nobody ends.
             server.kill()
+
+
+def test_check_config_names_folders_that_keep_everything(tmp_path: Path) -> None:
+    """An operator learns before the start that nothing could be evicted, and why."""
+    empty, missing, fine = (tmp_path / name for name in ("empty", "missing", "fine"))
+    empty.mkdir()
+    fine.mkdir()
+    (fine / ".keep").touch()
+    path = tmp_path / "config.toml"
+    folders = ", ".join(f'"{each}"' for each in (empty, missing, fine))
+    path.write_text(
+        f'[storage]\nscan_dirs = [{folders}]\n[glance]\nauth = "none"\n'
+        'endpoint = "http://127.0.0.1:9"\n'
+    )
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert done.exit_code == 0
+    told = done.output.splitlines()
+    assert [line.split()[1] for line in told[:-1]] == [str(empty), str(missing)]
+    assert all(line.endswith("nothing is evicted") for line in told[:-1])
+    assert told[-1] == "OK"

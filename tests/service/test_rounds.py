@@ -21,6 +21,7 @@ from cacheagent.model import (
     ImageId,
 )
 from cacheagent.policy.layout import unfinished
+from cacheagent.service.events import EventKind
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
@@ -108,7 +109,12 @@ async def test_overlay_of_somebody_else_is_taken_in(rig: Rig, base: Base) -> Non
     path = rig.layout.disk(KEY, QCOW2)
     backing = os.path.relpath(rig.layout.base(base.base_id, base.format), path.parent)
     write_overlay(path, backing)
+    told = rig.parts.events.follow()
+    hearing = asyncio.ensure_future(anext(told))
+    await asyncio.sleep(0)
     assert await differences(rig) == {"disk_unlisted": 1}
+    event = await hearing
+    assert (event.kind, event.facts["reason"]) == (EventKind.DISK_CREATED, "found")
     assert (await rig.disks.show(KEY)).disk.base_id == base.base_id
     assert [user.key for user in await rig.use.recorded(base)] == [KEY]
 
