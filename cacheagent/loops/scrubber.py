@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POLL = 60.0
-"""Seconds until the next look, where no base is due."""
+"""Seconds until the next look at the most, where no base is due."""
 
 REST = 3600.0
 """Seconds for which a base is left alone that could not be read, or was not as it should be."""
@@ -65,7 +65,7 @@ class Scrubber:
         await self._guarded(self._repair.resume())
         while True:
             if await self.run_once() is None:
-                await self._sleep(POLL)
+                await self._sleep(min(POLL, self._config().scrub.interval or POLL))
 
     async def run_once(self) -> Verification | None:
         """Read one base again, and give what came of it; None where none is due, or it failed."""

@@ -62,6 +62,8 @@ def run_the_model(host: Host, runs: int) -> str | None:
     return None
 
 
+# An agent that is killed while it reads a part leaves the file to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.timeout(SECONDS)
 def test_invariants_hold_after_every_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

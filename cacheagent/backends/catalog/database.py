@@ -109,11 +109,11 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        free = shutil.disk_usage(path.parent).free
-        # What cannot be mapped for want of room is an error of I/O to SQLite.
-        full = _code(error) == sqlite3.SQLITE_IOERR and free < _PAGE
-        if full or _code(error) == sqlite3.SQLITE_FULL:
-            raise DiskFullError(required_bytes=_PAGE, available_bytes=free) from error
+        if _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            free = shutil.disk_usage(path.parent).free
+            # What cannot be mapped for want of room is an error of I/O to SQLite.
+            if _code(error) == sqlite3.SQLITE_FULL or free < _PAGE:
+                raise DiskFullError(required_bytes=_PAGE, available_bytes=free) from error
         raise CatalogError(f"{path}: {error}") from error
 
 

@@ -176,13 +176,15 @@ class Part:
         Where that fails, say for want of room, the record stays as it was: it claims less.
         """
         text = json.dumps({**_identity(self._image), "present": self.present})
-        making = unfinished(self._record)
         try:
-            async with aiofiles.open(making, "w", encoding="utf-8") as file:
-                await file.write(text)
-            await self._run(making.replace, self._record)
+            await self._run(self._write_record, text)
         except OSError as error:
             _log.warning("the record of a download is not kept", why=str(error))
+
+    def _write_record(self, text: str) -> None:
+        making = unfinished(self._record)
+        making.write_text(text, encoding="utf-8")
+        making.replace(self._record)
 
     async def read_present(self, feed: Callable[[memoryview], Awaitable[None]]) -> None:
         """Hand the bytes that are present to ``feed``, block by block.
