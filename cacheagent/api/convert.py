@@ -220,6 +220,9 @@ def status(view: StatusView) -> wire.Status:
         ready=view.ready,
         stopping=view.stopping,
         space=_space(view),
+        eviction=wire.Pressure(
+            doubts=[user(one) for one in view.doubts], unmet_bytes=view.unmet_bytes
+        ),
         counts=dict(view.counts),
         loops={
             name: wire.Loop(last_run_at=_utc(at) if at else None) for name, at in view.loops.items()
@@ -236,7 +239,8 @@ def _space(view: StatusView) -> wire.Space:
         size_bytes=view.space.total,
         used_bytes=max(0, view.space.total - view.space.available),
         free_bytes=view.space.available,
-        cache_bytes=view.cache_allocated,
+        cache_bytes=view.cache_bytes,
+        max_size_bytes=view.max_size,
         reserved_bytes=view.reserved,
         high_watermark_bytes=view.high_watermark_bytes,
         low_watermark_bytes=view.low_watermark_bytes,

@@ -245,7 +245,8 @@ class Pruned(Answer):
 class Space(Answer):
     """The file system of the cache, and the cache's share of it.
 
-    ``used_bytes`` counts everything on the file system, ``cache_bytes`` the bases alone;
+    ``used_bytes`` counts everything on the file system, ``cache_bytes`` bases, unfinished ingests
+    and quarantine as they lie there; ``max_size_bytes`` is None without a bound;
     ``reserved_bytes`` are promised to downloads that are under way.
     """
 
@@ -253,10 +254,21 @@ class Space(Answer):
     used_bytes: Size
     free_bytes: Size
     cache_bytes: Size
+    max_size_bytes: Size | None
     reserved_bytes: Size
     high_watermark_bytes: Size
     low_watermark_bytes: Size
     min_free_bytes: Size
+
+
+class Pressure(Answer):
+    """What the last pass of eviction could not do: ``doubts`` keep all bases.
+
+    ``unmet_bytes`` are those that the bounds ask for and that could not be freed.
+    """
+
+    doubts: list[User]
+    unmet_bytes: Size
 
 
 class Loop(Answer):
@@ -281,6 +293,7 @@ class Status(Answer):
     ready: bool
     stopping: bool
     space: Space
+    eviction: Pressure
     counts: dict[str, int]
     loops: dict[str, Loop]
     glance: Glance

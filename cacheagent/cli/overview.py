@@ -14,7 +14,7 @@ from cacheagent.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cacheagent.client.shapes import GlanceShape, StatusShape
+    from cacheagent.client.shapes import GlanceShape, PressureShape, StatusShape
 
 
 @click.command()
@@ -36,16 +36,27 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     yield "glance", _glance(status["glance"])
     used, size = format_size(space["used_bytes"]), format_size(space["size_bytes"])
     yield "file system", f"{used} of {size} used, {format_size(space['free_bytes'])} free"
-    yield "cache", format_size(space["cache_bytes"])
+    most = space["max_size_bytes"]
+    bound = "" if most is None else f" of {format_size(most)}"
+    yield "cache", f"{format_size(space['cache_bytes'])}{bound}"
     yield "reserved", format_size(space["reserved_bytes"])
     high = format_size(space["high_watermark_bytes"])
     low = format_size(space["low_watermark_bytes"])
     yield "kept free", format_size(space["min_free_bytes"])
     yield "watermarks", f"evicts above {high}, down to {low}"
+    yield from _pressure(status["eviction"])
     for name, count in status["counts"].items():
         yield name, count
     for name, loop in status["loops"].items():
         yield f"{name} ran", loop["last_run_at"] or "never"
+
+
+def _pressure(eviction: PressureShape) -> Iterator[tuple[str, object]]:
+    """Tell what the last pass could not do; nothing where there was nothing."""
+    for doubt in eviction["doubts"]:
+        yield "nothing is evicted", f"{doubt['path']} {doubt['detail']}"
+    if eviction["unmet_bytes"]:
+        yield "could not be freed", format_size(eviction["unmet_bytes"])
 
 
 def _glance(glance: GlanceShape) -> str:

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 @client_options
 @pass_settings
 def prune(settings: Settings, *, dry_run: bool, free_bytes: int | None) -> None:
-    """Make one pass of eviction now, and tell what went and what stays."""
+    """Make one pass of eviction now, and tell what went and what stays.
+
+    It is done also where it could free less than was asked for: it says so.
+    """
 
     async def work(client: AsyncClient) -> tuple[PrunedShape, Names]:
         # Before the pass: what goes has no name afterwards.
@@ -68,6 +71,11 @@ def _print(pruned: PrunedShape, names: Names) -> None:
     if staying:
         _say("", f"{_bases(staying)} {'would stay' if pruned['dry_run'] else 'stayed'}")
         print_rows(("BASE OF", "NAME", "ON DISK", "WHY"), staying)
+    entries = (*pruned["stay"], *pruned["skipped"])
+    users = (user for each in entries for user in each["users"])
+    doubts = (f"{user['path']} {user['detail']}" for user in users if user["kind"] == "doubt")
+    for doubt in dict.fromkeys(doubts):
+        _say("", f"nothing is evicted while nobody can tell who uses what: {doubt}")
     if pruned["unmet_bytes"]:
         _say("", f"{shown(pruned['unmet_bytes'])} that are needed cannot be freed")
     if pruned["unmet_inodes"]:

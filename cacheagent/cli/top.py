@@ -123,13 +123,17 @@ def _overview(status: StatusShape) -> Iterator[RenderableType]:
         ProgressBar(total=max(size, 1), completed=used, width=_BAR),
         f"{format_size(used)} of {format_size(size)}, watermarks {' and '.join(marks)}",
     )
-    cache = space["cache_bytes"]
+    cache, most = space["cache_bytes"], space["max_size_bytes"]
+    bound = "" if most is None else f" of {format_size(most)}"
     table.add_row(
         "cache",
         ProgressBar(total=max(size, 1), completed=cache, width=_BAR),
-        f"{format_size(cache)}, {format_size(space['reserved_bytes'])} reserved",
+        f"{format_size(cache)}{bound}, {format_size(space['reserved_bytes'])} reserved",
     )
     yield table
+    for doubt in status["eviction"]["doubts"]:
+        told = f"nothing is evicted: {doubt['path']} {doubt['detail']}"
+        yield Text(printable(told), style="bold")
     yield Text(", ".join(f"{name} {count}" for name, count in counts.items()), style="dim")
 
 

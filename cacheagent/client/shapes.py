@@ -211,10 +211,18 @@ class SpaceShape(TypedDict):
     used_bytes: int
     free_bytes: int
     cache_bytes: int
+    max_size_bytes: int | None
     reserved_bytes: int
     high_watermark_bytes: int
     low_watermark_bytes: int
     min_free_bytes: int
+
+
+class PressureShape(TypedDict):
+    """What the last pass of eviction could not do."""
+
+    doubts: list[UserShape]
+    unmet_bytes: int
 
 
 class LoopShape(TypedDict):
@@ -239,6 +247,7 @@ class StatusShape(TypedDict):
     ready: bool
     stopping: bool
     space: SpaceShape
+    eviction: PressureShape
     counts: dict[str, int]
     loops: dict[str, LoopShape]
     glance: GlanceShape

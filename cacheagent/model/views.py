@@ -168,15 +168,14 @@ class StatusView:
     ready: bool
     stopping: bool
     space: SpaceUsage
-    cache_allocated: int
+    cache_bytes: int
     reserved: int
     high_watermark_bytes: int
     low_watermark_bytes: int
     min_free: int
-    max_size: int | None = None
-    cache_bytes: int = 0
-    doubts: tuple[User, ...] = ()
-    unmet_bytes: int = 0
+    max_size: int | None
+    doubts: tuple[User, ...]
+    unmet_bytes: int
     counts: Mapping[str, int]
     loops: Mapping[str, datetime | None]
     glance_reachable: bool | None

@@ -37,10 +37,15 @@ async def test_status_gives_every_figure(ask: Ask) -> None:
             "used_bytes": 600,
             "free_bytes": 400,
             "cache_bytes": 300,
+            "max_size_bytes": 500,
             "reserved_bytes": 20,
             "high_watermark_bytes": 850,
             "low_watermark_bytes": 750,
             "min_free_bytes": 50,
+        },
+        "eviction": {
+            "doubts": [{"kind": "doubt", "path": "/scanned", "detail": "is empty"}],
+            "unmet_bytes": 7,
         },
         "counts": {"images": 1, "disks": 1},
         "loops": {

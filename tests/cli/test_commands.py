@@ -280,6 +280,8 @@ def test_status_shows_room_and_loops(run: Run) -> None:
     for part in ("1 day, 2:03:04", "60.0 GiB of 100.0 GiB used", "reachable", "never"):
         assert part in output
     assert "evicts above 85.0 GiB, down to 75.0 GiB" in output
+    assert "30.0 GiB of 50.0 GiB" in output
+    assert "/scanned is empty" in output
 
 
 def test_the_version_is_told() -> None:

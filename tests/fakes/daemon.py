@@ -331,6 +331,7 @@ class FakeDaemon:
             "used_bytes": 60 << 30,
             "free_bytes": 40 << 30,
             "cache_bytes": 30 << 30,
+            "max_size_bytes": 50 << 30,
             "reserved_bytes": 0,
             "high_watermark_bytes": 85 << 30,
             "low_watermark_bytes": 75 << 30,
@@ -344,6 +345,10 @@ class FakeDaemon:
                 "ready": True,
                 "stopping": False,
                 "space": space,
+                "eviction": {
+                    "doubts": [{"kind": "doubt", "path": "/scanned", "detail": "is empty"}],
+                    "unmet_bytes": 1 << 30,
+                },
                 "counts": {"images": len(self.images), "disks": len(self.disks)},
                 "loops": {"reconciler": {"last_run_at": NOW}, "pruner": {"last_run_at": None}},
                 "glance": {"reachable": True, "checked_at": NOW},
