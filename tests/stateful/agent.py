@@ -129,7 +129,8 @@ class Agent:
     async def kill(self) -> None:
         """End at once: nothing is done any more, whatever was under way."""
         self._life.over.set()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        tasks = {each for each in asyncio.all_tasks() if not _of_asyncio(each)}
+        tasks -= {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         _, stuck = await asyncio.wait(tasks, timeout=STUCK_SECONDS)
@@ -169,6 +170,15 @@ class Agent:
         background = self.rig.parts.background._tasks  # noqa: SLF001 -- nobody else has to know
         while background:
             await asyncio.wait(tuple(background))
+
+
+def _of_asyncio(task: asyncio.Task[Any]) -> bool:
+    """Tell whether it is a task of asyncio's own, which connects the pipes of a new process.
+
+    Without it, who starts that process waits for ever, also when cancelled.
+    """
+    coroutine: Any = task.get_coro()
+    return str(coroutine.__qualname__).startswith("BaseSubprocessTransport.")
 
 
 def _put_under(life: Life, rig: Rig) -> None:

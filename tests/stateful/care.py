@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from cacheagent.errors import InsufficientSpaceError
 from cacheagent.model import Standing, VerificationOutcome
@@ -48,10 +48,11 @@ class Care(Steps):
             if cached.base_id is not None and not full:
                 assert cached.standing is STANDINGS[self.world.service.standing[image_id]]
 
-    @precondition(lambda self: self.world.model.lost)
     @rule(number=numbers)
     def notice(self, number: int) -> None:
         """Tell the agent of a disk that was seen going."""
+        if not self.world.model.lost:
+            return
         key = self.chosen(self.world.model.lost, number)
         with self.step("notice"):
             try:
@@ -61,11 +62,12 @@ class Care(Steps):
             else:
                 self.world.model.lost.discard(key)
 
-    @precondition(lambda self: self.intact())
     @rule(number=numbers, how=st.sampled_from(["verify", "hit", "reconcile"]))
     def spoil_a_base(self, number: int, how: str) -> None:
         """Let a base rot, or go: that is found, and where somebody needs it, it is there again."""
-        base_id = self.chosen(self.intact(), number)
+        if not (intact := self.intact()):
+            return
+        base_id = self.chosen(intact, number)
         image_id = next(
             key for key, each in self.world.seen.images.items() if each.base_id == base_id
         )

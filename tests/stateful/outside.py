@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from cacheagent.errors import InsufficientSpaceError
 from cacheagent.model import DiskFormat
@@ -27,19 +27,21 @@ class Outside(Steps):
 
     # --- by hand -------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.world.seen.ready)
     @rule(number=numbers, name=naming)
     def make_overlay_by_hand(self, number: int, name: str) -> None:
         """Make an overlay in a folder that is scanned."""
+        if not self.world.seen.ready:
+            return
         base_id = self.chosen(self.world.seen.ready, number)
         with self.step("overlay by hand"):
             path = self.world.name_for(self.world.scan_dir)
             self.world.overlay_by_hand(base_id, path, name)
 
-    @precondition(lambda self: self.world.seen.ready)
     @rule(number=numbers, name=naming)
     def make_overlay_for_an_instance(self, number: int, name: str) -> None:
         """Make an overlay where disks are, under the name of one: a start takes it in."""
+        if not self.world.seen.ready:
+            return
         base_id = self.chosen(self.world.seen.ready, number)
         key = disk_key(number % 5, "byhand")
         path = self.world.rig.layout.disk(key, DiskFormat.QCOW2)
@@ -49,11 +51,12 @@ class Outside(Steps):
         with self.step("overlay of an instance by hand"):
             self.world.overlay_by_hand(base_id, path, name)
 
-    @precondition(lambda self: self.overlays())
     @rule(number=numbers, copies=st.booleans())
     def make_more_by_hand(self, number: int, copies: bool) -> None:  # noqa: FBT001 -- as below
         """Make an overlay of an overlay, or copy a disk as somebody would who clones a guest."""
         found, disks = self.overlays(), self.world.model.disks.values()
+        if not found:
+            return
         ours = [disk.path for disk in disks if disk.overlay_of and disk.spec]
         if copies and ours:
             source = self.chosen(ours, number)
@@ -71,20 +74,22 @@ class Outside(Steps):
         ours = {disk.path: disk.overlay_of for disk in model.disks.values()}
         return found | {path: base_id for path, base_id in ours.items() if base_id is not None}
 
-    @precondition(lambda self: self.world.model.by_hand)
     @rule(number=numbers)
     def remove_what_was_made_by_hand(self, number: int) -> None:
         """Remove an overlay that somebody else has made."""
+        if not self.world.model.by_hand:
+            return
         path = self.chosen(self.world.model.by_hand, number)
         with self.step("remove by hand"):
             path.unlink()
             del self.world.model.by_hand[path]
 
-    @precondition(lambda self: self.world.model.disks)
     @rule(number=numbers, moves=st.booleans())
     def take_disk_by_hand(self, number: int, moves: bool) -> None:  # noqa: FBT001 -- Hypothesis names it
         """Remove the file of a disk behind the agent's back, or move it: an overlay stays one."""
         model = self.world.model
+        if not model.disks:
+            return
         key = self.chosen(model.disks, number)
         disk = model.disks[key]
         # One that somebody else has made may have a name that means nothing elsewhere.

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from cacheagent.errors import (
     BaseInUseError,
@@ -118,12 +118,13 @@ class Requests(Steps):
             else:
                 (model.pins.add if pins else model.pins.discard)(image_id)
 
-    @precondition(lambda self: self.world.seen.ready)
     @rule(number=numbers, lasts=st.none() | seconds)
     def lease(self, number: int, lasts: int | None) -> None:
         """Lease a base, or let a lease go."""
         if lasts is None:
             self._release(number)
+            return
+        if not self.world.seen.ready:
             return
         base_id = self.chosen(self.world.seen.ready, number)
         end = self.world.seen.now + timedelta(seconds=lasts)
@@ -248,12 +249,13 @@ class Requests(Steps):
         free = (disk_key(number, "crowd") for number in range(1, 64))
         return [key for key in free if key not in taken][:CROWD]
 
-    @precondition(lambda self: self.world.model.disks or self.world.model.lost)
     @rule(number=numbers)
     def delete(self, number: int) -> None:
         """Delete a disk."""
         model = self.world.model
-        key = self.chosen({*model.disks, *model.lost}, number)
+        if not (known := {*model.disks, *model.lost}):
+            return
+        key = self.chosen(known, number)
         with self.step("delete"):
             try:
                 self.world.do(lambda rig: rig.disks.delete(key))
@@ -263,11 +265,12 @@ class Requests(Steps):
             else:
                 model.forget_disk(key, self.world.agent.now)
 
-    @precondition(lambda self: self.world.model.disks)
     @rule(number=numbers)
     def delete_instance(self, number: int) -> None:
         """Delete an instance with all its disks."""
         model = self.world.model
+        if not model.disks:
+            return
         instance_id = self.chosen(model.disks, number).instance_id
         theirs = [key for key in model.disks if key.instance_id == instance_id]
         with self.step("delete an instance"):

@@ -88,7 +88,11 @@ wishes = st.builds(
 
 
 class Steps(RuleBasedStateMachine):
-    """A run of the model; those below add the steps."""
+    """A run of the model; those below add the steps.
+
+    No step has a precondition: how a race ends is not in Hypothesis' hands, and what is drawn may
+    not hang on it. A step that has nothing to work on does nothing, and is not counted.
+    """
 
     host: Host
 
