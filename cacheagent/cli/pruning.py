@@ -71,8 +71,7 @@ def _print(pruned: PrunedShape, names: Names) -> None:
     if staying:
         _say("", f"{_bases(staying)} {'would stay' if pruned['dry_run'] else 'stayed'}")
         print_rows(("BASE OF", "NAME", "ON DISK", "WHY"), staying)
-    entries = (*pruned["stay"], *pruned["skipped"])
-    users = (user for each in entries for user in each["users"])
+    users = (user for each in pruned["stay"] for user in each["users"])
     doubts = (f"{user['path']} {user['detail']}" for user in users if user["kind"] == "doubt")
     for doubt in dict.fromkeys(doubts):
         _say("", f"nothing is evicted while nobody can tell who uses what: {doubt}")
@@ -107,7 +106,14 @@ def _kept(stay: StayingShape) -> str:
 
 
 def _late(skipped: SkippedShape) -> str:
-    return f"{_users(skipped['users'])}, seen at the last look"
+    users = skipped["users"]
+    # Such a doubt may be about this one base alone, and about no other file.
+    doubts = (
+        f"{user.get('path', '')} {user.get('detail', '')}"
+        for user in users
+        if user["kind"] == "doubt"
+    )
+    return f"{'; '.join((_users(users), *map(str.strip, doubts)))}, seen at the last look"
 
 
 def _users(users: Sequence[UserShape]) -> str:

@@ -78,7 +78,7 @@ def test_a_dry_run_tells_what_would_go(run: Run, daemon: FakeDaemon) -> None:
     ]
     assert "1 base would stay" in lines
     assert lines[-1].split()[:4] == [TWIN, "twin", "1.5", "GiB"]
-    assert lines[-1].endswith("1 pin, seen at the last look")
+    assert lines[-1].endswith("1 doubt; it changed while the plan was made, seen at the last look")
     assert CACHED in daemon.images
     assert daemon.requests[-1][3] == {"dry_run": True, "free_bytes": 2 << 30}
 

@@ -59,6 +59,7 @@ def pruned(images: Iterable[Json], wanted: Json, *, busy: str) -> Json:
     skipped = [image for image in ready if image not in stays and image["image_id"] == busy]
     goes = [image for image in ready if image not in stays and image not in skipped]
     held = {"users": [{"kind": "pin", "detail": "somebody"}]}
+    late = {"users": [{"kind": "doubt", "detail": "it changed while the plan was made"}]}
     rest = {"rules": ["min_age"], "position": None, "free_at": None, "idle_at": None}
     return {
         "dry_run": wanted["dry_run"],
@@ -68,7 +69,7 @@ def pruned(images: Iterable[Json], wanted: Json, *, busy: str) -> Json:
         "unmet_inodes": 0,
         "evicted": [_entry(image) for image in goes],
         "stay": [_entry(image) | held | rest for image in stays],
-        "skipped": [_entry(image) | held for image in skipped],
+        "skipped": [_entry(image) | late for image in skipped],
     }
 
 
