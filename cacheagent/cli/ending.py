@@ -35,9 +35,14 @@ class EndingGroup(click.Group):
         except CacheAgentError as error:
             for line in _sentences(error):
                 click.echo(printable(line), err=True)
-            if isinstance(error, RequestFailedError) and settings.json:
-                print_json(error.problem)
+            if settings.json:
+                print_json(_document(error))
             ctx.exit(_status(error))
+        except click.ClickException as error:
+            if settings.json:
+                title = "usage" if isinstance(error, click.UsageError) else "refused"
+                print_json(_no_answer(title, error.format_message()))
+            raise
 
 
 def _status(error: CacheAgentError) -> int:
@@ -48,6 +53,21 @@ def _status(error: CacheAgentError) -> int:
             return UNREACHABLE
         case _:
             return REFUSED
+
+
+def _document(error: CacheAgentError) -> object:
+    match error:
+        case RequestFailedError():
+            return error.problem
+        case DaemonUnreachableError():
+            return _no_answer("daemon out of reach", str(error))
+        case _:
+            return _no_answer("refused", str(error))
+
+
+def _no_answer(title: str, detail: str) -> dict[str, str]:
+    """Give what a program finds where no daemon has answered; shaped like a problem (RFC 9457)."""
+    return {"type": "about:blank", "title": title, "detail": detail}
 
 
 def _sentences(error: CacheAgentError) -> Iterator[str]:

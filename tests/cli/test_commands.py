@@ -299,3 +299,22 @@ def test_the_module_is_the_command() -> None:
         check=True,
     )
     assert done.stdout == f"cacheagent, version {cacheagent.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "title"),
+    [
+        (("disk", "create", INSTANCE, "root", "--size", "20 apples"), 2, "usage"),
+        (("image", "show", "no-such-image"), 1, "refused"),
+        (("image", "list", "--socket", "/nowhere/api.sock"), 3, "daemon out of reach"),
+    ],
+)
+def test_what_the_daemon_never_answered_is_json_too(
+    run: Run, args: tuple[str, ...], status: int, title: str
+) -> None:
+    """A script that reads JSON gets JSON, and the same sentence as a person, however it ends."""
+    done = run("--json", *args)
+    assert done.exit_code == status
+    document = json.loads(done.stdout)
+    assert document["title"] == title
+    assert document["detail"] in done.stderr
