@@ -158,7 +158,7 @@ def _verification(done: VerificationShape) -> Iterator[tuple[str, object]]:
 def _print_why(found: WhyShape) -> None:
     click.echo(printable(found["summary"]))
     click.echo()
-    print_facts(_reasons(found))
+    print_facts((name, value) for name, value in _reasons(found) if value is not None)
 
 
 def _reasons(found: WhyShape) -> Iterator[tuple[str, object]]:
@@ -169,7 +169,8 @@ def _reasons(found: WhyShape) -> Iterator[tuple[str, object]]:
     yield "reason", found["reason"]
     for user in found["users"]:
         yield "used by", _user(user)
-    yield "rules", ", ".join(found["rules"]) or None
+    if not found["users"]:
+        yield "rules", ", ".join(found["rules"]) or None
     if found["position"] is not None:
         yield "in the order", f"number {found['position']} of {found['unused_bases']}"
     yield "min_age until", found["free_at"]

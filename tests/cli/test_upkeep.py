@@ -31,11 +31,12 @@ def test_why_is_told_in_a_sentence_first(run: Run) -> None:
 
 
 def test_why_names_every_user(run: Run, daemon: FakeDaemon) -> None:
-    """A pin is one, and a base in use has no place in the order."""
+    """A pin is one; a base in use has no place in the order, and no rule has a say."""
     daemon.images[CACHED]["pinned"] = True
     output = run("image", "why", CACHED).output
     assert f"pin {CACHED}" in output
-    assert "in the order" not in output
+    for text in ("in the order", "rules", "max_idle at", " -\n"):
+        assert text not in output
 
 
 def test_a_sound_base_is_verified(run: Run) -> None:
