@@ -178,10 +178,8 @@ def _reasons(found: WhyShape) -> Iterator[tuple[str, object]]:
     yield "fetched", found["fetched_at"]
     yield "last used", found["last_used_at"]
     yield "on disk", shown(found["allocated_bytes"])
-    yield (
-        "cache",
-        f"{shown(bounds['cache_bytes'])}, at most {shown(bounds['max_size_bytes']) or '-'}",
-    )
+    most = bounds["max_size_bytes"]
+    yield "cache", f"{shown(bounds['cache_bytes'])}" + (f", at most {shown(most)}" if most else "")
     used, size = shown(bounds["used_bytes"]), shown(bounds["size_bytes"])
     low, high = shown(bounds["low_watermark_bytes"]), shown(bounds["high_watermark_bytes"])
     yield "file system", f"{used} of {size} used, watermarks {low} and {high}"
