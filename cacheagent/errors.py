@@ -27,11 +27,14 @@
     │   │   └── DiskFullError
     │   └── RetryLaterError
     │       ├── GlanceUnavailableError
-    │       └── ShuttingDownError
+    │       ├── HostUnavailableError
+    │       │   ├── ProgramKilledError
+    │       │   └── ProgramMissingError
+    │       ├── ShuttingDownError
+    │       └── TooManyRequestsError
     ├── CatalogError                 the catalog's database failed
     ├── QemuImgError                 qemu-img failed, or a limit stopped it
     ├── MkfsError                    a file system could not be made
-    ├── ProgramMissingError          a program that is needed is not installed
     ├── NotQcow2Error                a file has no qcow2 header that can be read
     ├── RequestFailedError           what the client library raises for a problem
     └── DaemonUnreachableError       what it raises where no daemon answers
@@ -82,10 +85,6 @@ class MkfsError(CacheAgentError):
     def __init__(self, message: str, *, no_space: bool = False) -> None:
         self.no_space = no_space
         super().__init__(message)
-
-
-class ProgramMissingError(CacheAgentError):
-    """A program that is needed is not installed; the message names it."""
 
 
 class NotQcow2Error(CacheAgentError):
@@ -302,10 +301,30 @@ class GlanceUnavailableError(RetryLaterError):
     word, title = "glance-unavailable", "Glance unavailable"
 
 
+class HostUnavailableError(RetryLaterError):
+    """This host could not run a program to its end, which says nothing about the image."""
+
+    word, title = "host-unavailable", "Host unavailable"
+
+
+class ProgramKilledError(HostUnavailableError):
+    """A program was killed, and by none of its limits: out of memory, or by somebody's hand."""
+
+
+class ProgramMissingError(HostUnavailableError):
+    """A program that is needed is not installed; the message names it."""
+
+
 class ShuttingDownError(RetryLaterError):
     """The daemon is stopping and takes no new work."""
 
     word, title = "shutting-down", "Shutting down"
+
+
+class TooManyRequestsError(RetryLaterError):
+    """The caller asks more often than it may; nothing was done."""
+
+    word, status, title = "too-many-requests", 429, "Too many requests"
 
 
 class InsufficientSpaceError(ProblemError):

@@ -59,7 +59,7 @@ DOWNLOAD_SOURCES = ("glance", "mirror")
 DOWNLOAD_FAILURES = (
     *("glance-unavailable", "glance-refused", "digest-mismatch", "image-unacceptable"),
     *("image-forbidden", "image-not-found", "image-not-active", "insufficient-space"),
-    *("unauthenticated", "shutting-down", "cancelled", "internal"),
+    *("unauthenticated", "host-unavailable", "shutting-down", "cancelled", "internal"),
 )
 """The word of the problem that ended the download, or ``cancelled``: its last waiter left."""
 
@@ -76,6 +76,9 @@ DRIFT_KINDS = (
     *("base_unlisted", "base_missing", "disk_unlisted", "disk_missing"),
     *("ingest_stale", "state_stale", "unknown_file", "doubt"),
 )
+DROP_REASONS = ("full", "handshake", "unread")
+"""Too many of them, a TLS handshake that failed or took too long, an answer that nobody read."""
+
 ACCESS_RESULTS = ("allowed", "denied", "remembered", "error")
 GLANCE_CALLS = ("versions", "list", "show", "data", "access")
 _STATUSES = (
@@ -151,6 +154,12 @@ class Metrics:
             "Time to make a disk once its base is there.",
             _DISK_BUCKETS,
             {"mode": DISK_MODES},
+        )
+        self.connections = self._gauge("connections", "Connections to the API and the metrics.")
+        self.connections_dropped_total = self._counter(
+            "connections_dropped_total",
+            "Connections that the daemon closed by itself.",
+            {"reason": DROP_REASONS},
         )
         self.access_checks_total = self._counter(
             "access_checks_total", "May this token have this image?", {"result": ACCESS_RESULTS}

@@ -19,7 +19,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cacheagent.errors import ProgramMissingError
+from cacheagent.errors import ProgramKilledError, ProgramMissingError
 
 if TYPE_CHECKING:
     from asyncio import StreamReader
@@ -49,6 +49,12 @@ _LIMIT_SIGNALS: Final[Mapping[int, str]] = {
     signal.SIGXCPU: "was stopped by its limit of CPU time",
     signal.SIGXFSZ: "was stopped by its limit on the size of a file",
 }
+
+_HOST_SIGNALS: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""What others send: the kernel that is out of memory, an operator, a host that goes down.
+
+No limit ends in one of them. RLIMIT_CPU sends SIGXCPU first, which kills (setrlimit(2)).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +87,21 @@ class Completed:
 
         A complaint without end, such as one line for each broken table entry, is cut.
         """
+        if self._found_no_memory:
+            return "was stopped by its limit of memory"
         if self.returncode < 0:
             number = -self.returncode
-            return _LIMIT_SIGNALS.get(number) or f"was killed by {_signal_name(number)}"
+            return _LIMIT_SIGNALS.get(number) or _by_signal(number)
         complaint = "; ".join(line.strip() for line in self.stderr.splitlines() if line.strip())
         if len(complaint) > LONGEST_COMPLAINT:
             complaint = f"{complaint[:LONGEST_COMPLAINT]} …"
         return complaint or f"ended with status {self.returncode}"
+
+    @property
+    def _found_no_memory(self) -> bool:
+        # QEMU and GLib complain, and then abort.
+        aborted = self.returncode < 0 and "failed to allocate" in self.stderr
+        return aborted or os.strerror(errno.ENOMEM) in self.stderr
 
     @property
     def no_space(self) -> bool:
@@ -95,11 +109,11 @@ class Completed:
         return any(os.strerror(code) in self.stderr for code in (errno.ENOSPC, errno.EDQUOT))
 
 
-def _signal_name(number: int) -> str:
+def _by_signal(number: int) -> str:
     try:
-        return signal.Signals(number).name
-    except ValueError:  # most of the real-time signals have none
-        return f"signal {number}"
+        return f"was killed by {signal.Signals(number).name}"
+    except ValueError:  # most of the real-time signals have no name
+        return f"was killed by signal {number}"
 
 
 async def run_limited(
@@ -114,7 +128,8 @@ async def run_limited(
     handed over as it comes, and not kept. When the caller is cancelled, or ``on_stdout`` raises,
     the program has ended when this raises. Children that it left behind are killed in any case.
 
-    Raises: ProgramMissingError where ``argv[0]`` is not installed.
+    Raises: ProgramMissingError where ``argv[0]`` is not installed, ProgramKilledError where
+    somebody else killed it before its end.
     """
     process = await _start([*_prefix(limits), *argv])
     try:
@@ -123,6 +138,8 @@ async def run_limited(
         await _end(process)
     if returncode == _NOT_FOUND and stderr.startswith((b"prlimit:", b"setpriv:")):
         raise ProgramMissingError(f"{argv[0]} is not installed")
+    if -returncode in _HOST_SIGNALS:
+        raise ProgramKilledError(f"{argv[0]} {_by_signal(-returncode)}, and not by its limits")
     words = stderr.decode(errors="replace")
     return Completed(returncode=returncode, stdout=stdout, stderr=words)
 

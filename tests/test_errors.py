@@ -20,6 +20,7 @@ from cacheagent.errors import (
     DiskTooSmallError,
     GlanceRefusedError,
     GlanceUnavailableError,
+    HostUnavailableError,
     ImageForbiddenError,
     ImageNotActiveError,
     ImageNotFoundError,
@@ -31,6 +32,8 @@ from cacheagent.errors import (
     NotFoundError,
     PathNotFoundError,
     ProblemError,
+    ProgramKilledError,
+    ProgramMissingError,
     RequestFailedError,
     RetryLaterError,
     ShuttingDownError,
@@ -89,6 +92,7 @@ CONTRACT: list[tuple[ProblemError, str, int, dict[str, object]]] = [
     ),
     (GlanceRefusedError("no", glance_status=418), "glance-refused", 502, {"glance_status": 418}),
     (GlanceUnavailableError("away"), "glance-unavailable", 503, {}),
+    (HostUnavailableError("killed"), "host-unavailable", 503, {}),
     (ShuttingDownError("bye"), "shutting-down", 503, {}),
     (
         InsufficientSpaceError(required_bytes=2, available_bytes=1),
@@ -168,8 +172,9 @@ def test_a_problem_is_that_of_the_contract(
 def test_every_problem_is_in_the_contract() -> None:
     """No class of a problem has a word that the contract does not know, or one of another."""
     # The one over TCP is the same word to the caller, with another way to authenticate; a disk that
-    # was found full is the same as one that was reckoned full.
-    same = {BearerError, DiskFullError}
+    # was found full is the same as one that was reckoned full; of a program that did not come to
+    # its end a caller needs to know no more.
+    same = {BearerError, DiskFullError, ProgramKilledError, ProgramMissingError}
     assert {type(row[0]) for row in CONTRACT} == _problems() - ABSTRACT - same
     words = [row[1] for row in CONTRACT]
     assert len(set(words)) == len(words)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent import process
-from cacheagent.errors import ProgramMissingError
+from cacheagent.errors import HostUnavailableError, ProgramMissingError
 from cacheagent.process import ENVIRONMENT, STDERR_LIMIT, STDOUT_LIMIT, Limits, run_limited
 
 if TYPE_CHECKING:
@@ -75,6 +75,28 @@ async def test_a_silent_failure_has_last_words_too() -> None:
     assert killed.last_words == "was killed by SIGSEGV"
     nameless = await run_limited(shell("kill -40 $$"), limits=NO_LIMITS)
     assert nameless.last_words == "was killed by signal 40"
+
+
+@pytest.mark.parametrize("signal_name", ["KILL", "TERM", "INT", "HUP"])
+async def test_a_program_that_somebody_killed_is_told_from_one_that_failed(
+    signal_name: str,
+) -> None:
+    """Whoever runs it knows that the host is to blame, and that it may go well the next time."""
+    with pytest.raises(HostUnavailableError, match=f"sh was killed by SIG{signal_name}, and not"):
+        await run_limited(shell(f"kill -{signal_name} $$"), limits=NO_LIMITS)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'qemu-img: Could not open: Cannot allocate memory' >&2; exit 1",
+        "echo 'GLib-ERROR: failed to allocate 4294967296 bytes' >&2; kill -TRAP $$",
+    ],
+)
+async def test_the_limit_of_memory_is_named(script: str) -> None:
+    """A program that its limit of memory stopped is told by that, not by how it gave up."""
+    done = await run_limited(shell(script), limits=NO_LIMITS)
+    assert done.last_words == "was stopped by its limit of memory"
 
 
 async def test_nothing_is_inherited() -> None:

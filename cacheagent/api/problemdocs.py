@@ -17,6 +17,7 @@ from cacheagent.errors import (
     DiskTooSmallError,
     GlanceRefusedError,
     GlanceUnavailableError,
+    HostUnavailableError,
     ImageForbiddenError,
     ImageNotActiveError,
     ImageNotFoundError,
@@ -28,6 +29,7 @@ from cacheagent.errors import (
     PathNotFoundError,
     ProblemError,
     ShuttingDownError,
+    TooManyRequestsError,
     UnauthenticatedError,
 )
 
@@ -69,7 +71,9 @@ _MEMBERS: Mapping[type[ProblemError], Mapping[str, Any]] = {
     DigestMismatchError: {"algorithm": str, "expected": str, "actual": str},
     GlanceRefusedError: {"glance_status": int},
     GlanceUnavailableError: {},
+    HostUnavailableError: {},
     ShuttingDownError: {},
+    TooManyRequestsError: {},
     InsufficientSpaceError: {"required_bytes": wire.Size, "available_bytes": wire.Size},
 }
 """Every problem that can be answered, with the members that it has beside those of all."""

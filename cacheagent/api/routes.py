@@ -13,6 +13,7 @@ from cacheagent.errors import (
     DiskTooSmallError,
     GlanceRefusedError,
     GlanceUnavailableError,
+    HostUnavailableError,
     ImageForbiddenError,
     ImageNotActiveError,
     ImageNotFoundError,
@@ -37,7 +38,13 @@ _ACCESS = (
 )
 """What a look at Glance can end in."""
 
-_FETCH = (*_ACCESS, ImageUnacceptableError, DigestMismatchError, InsufficientSpaceError)
+_FETCH = (
+    *_ACCESS,
+    ImageUnacceptableError,
+    DigestMismatchError,
+    HostUnavailableError,
+    InsufficientSpaceError,
+)
 """What bringing an image in can end in."""
 
 _LOCATION = {"Location": "The path of the disk."}

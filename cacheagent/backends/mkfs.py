@@ -52,7 +52,8 @@ async def make_filesystem(path: Path, filesystem: FileSystem, label: str | None)
     """Make a file system in the raw file at ``path``, as large as the file is.
 
     Raises: InvalidRequestError where the label or the size does not suit the file system, or
-    this host has no tool for it; MkfsError where the tool was killed or found the disk full.
+    this host has no tool for it; MkfsError where a limit stopped it or the disk was full;
+    ProgramKilledError where somebody killed it.
     """
     argv = mkfs_arguments(path, filesystem, label)
     length = (await asyncio.to_thread(path.stat)).st_size

@@ -75,8 +75,8 @@ class QemuImgInfo:
 class QemuImg:
     """Runs qemu-img; one that is cancelled has been killed and has ended.
 
-    Each call raises QemuImgError where qemu-img fails or a limit stops it, ProgramMissingError
-    where there is none, and ValueError for a path that is not absolute.
+    Each call raises QemuImgError where qemu-img fails or a limit stops it, HostUnavailableError
+    where there is none or somebody killed it, and ValueError for a path that is not absolute.
     """
 
     def __init__(self, settings: QemuImgSettings) -> None:

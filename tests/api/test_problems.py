@@ -71,6 +71,7 @@ EXPECTED: list[tuple[ProblemError, int, str, dict[str, Any]]] = [
         {"glance_status": 413},
     ),
     (errors.GlanceUnavailableError("no"), 503, "glance-unavailable", {}),
+    (errors.HostUnavailableError("no"), 503, "host-unavailable", {}),
     (errors.ShuttingDownError("no"), 503, "shutting-down", {}),
     (
         errors.InsufficientSpaceError(required_bytes=2, available_bytes=1),

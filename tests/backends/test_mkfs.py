@@ -9,7 +9,7 @@ import pytest
 
 from cacheagent import process
 from cacheagent.backends.mkfs import make_filesystem, mkfs_arguments
-from cacheagent.errors import InvalidRequestError, MkfsError
+from cacheagent.errors import InvalidRequestError, MkfsError, RetryLaterError
 from cacheagent.model import FileSystem
 from cacheagent.process import ENVIRONMENT
 from tests.needs import require
@@ -113,19 +113,25 @@ async def test_a_tool_that_is_not_installed_is_named(
         await make_filesystem(disk, FileSystem.XFS, None)
 
 
-@pytest.mark.parametrize(
-    ("script", "no_space"),
-    [("echo 'No space left on device' >&2; exit 1", True), ("kill -KILL $$", False)],
-)
-async def test_a_failure_of_the_host_is_not_the_requests_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, *, no_space: bool
+async def test_a_full_disk_is_not_the_requests_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full file system or a killed tool is told apart from a bad request."""
-    stand_in(tmp_path, "mkswap", script, monkeypatch)
+    """A full file system is told apart from a bad request."""
+    stand_in(tmp_path, "mkswap", "echo 'No space left on device' >&2; exit 1", monkeypatch)
     disk = blank(tmp_path / "disk", MIB)
     with pytest.raises(MkfsError) as caught:
         await make_filesystem(disk, FileSystem.SWAP, None)
-    assert caught.value.no_space is no_space
+    assert caught.value.no_space
+
+
+async def test_a_tool_that_was_killed_may_be_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that the kernel killed is neither the request's fault nor for ever."""
+    stand_in(tmp_path, "mkswap", "kill -KILL $$", monkeypatch)
+    disk = blank(tmp_path / "disk", MIB)
+    with pytest.raises(RetryLaterError, match="mkswap was killed by SIGKILL"):
+        await make_filesystem(disk, FileSystem.SWAP, None)
 
 
 async def test_a_tool_cannot_make_the_file_longer(
