@@ -115,6 +115,20 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSignature:
+    """A signature over the data of an image, as Glance's properties ``img_signature…`` tell it.
+
+    ``value`` is base64. ``certificate`` names the certificate whose key signed, as a key manager
+    does: a UUID. Nothing of it is checked yet.
+    """
+
+    value: str
+    hash_method: str
+    key_type: str
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GlanceImage:
     """An image as Glance describes it, with Glance's names.
 
@@ -135,6 +149,7 @@ class GlanceImage:
     checksum: str | None = None
     visibility: str = "private"
     owner: str | None = None
+    signature: ImageSignature | None = None
 
     @property
     def min_disk_bytes(self) -> int:
@@ -159,6 +174,9 @@ class Base:
     ``file_digest`` is that of this file, which a conversion makes another one than that of the
     image; it is None until the file was read for it. ``verified_at`` is when it was last read
     and found to be as it came.
+
+    What was proved of its content: the rules of ``inspection_version`` let it in, and the
+    ``signatures`` hold for it.
     """
 
     base_id: BaseId
@@ -173,6 +191,7 @@ class Base:
     last_used_at: datetime
     file_digest: Digest | None = None
     verified_at: datetime | None = None
+    signatures: tuple[ImageSignature, ...] = ()
 
 
 class Standing(enum.StrEnum):

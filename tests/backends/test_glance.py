@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import ssl
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from cacheagent.errors import (
     ImageNotFoundError,
     UnauthenticatedError,
 )
-from cacheagent.model import Caller, ImageId
+from cacheagent.model import Caller, ImageId, ImageSignature
 from cacheagent.sync.backoff import Backoff
 from tests.fakes import lying_glance as lies
 from tests.fakes.certificate import write_certificate
@@ -195,6 +196,28 @@ async def test_metadata_come_with_glances_names(glance: Glance, service: LyingGl
     assert (image.image_id, image.size, image.min_disk_bytes) == (image_id, len(DATA), 3 << 30)
     assert (image.status, image.disk_format, image.owner) == ("active", "raw", "7f1e0b5c")
     assert image.os_hash_value == "ab" * 64
+
+
+async def test_a_signature_counts_if_all_of_it_is_there(
+    glance: Glance, service: LyingGlance
+) -> None:
+    """The four properties that a signed image has are taken together, or not at all."""
+    properties = {
+        "img_signature": "c2lnbmVk",
+        "img_signature_hash_method": "SHA-256",
+        "img_signature_key_type": "RSA-PSS",
+        "img_signature_certificate_uuid": str(uuid.uuid4()),
+    }
+    signed = (await glance.show(service.add(DATA, **properties), NOBODY)).signature
+    assert signed == ImageSignature(
+        value="c2lnbmVk",
+        hash_method="SHA-256",
+        key_type="RSA-PSS",
+        certificate=properties["img_signature_certificate_uuid"],
+    )
+    for name in properties:
+        image_id = service.add(DATA, **properties | {name: ""})
+        assert (await glance.show(image_id, NOBODY)).signature is None
 
 
 async def test_an_image_may_lack_size_and_digests(glance: Glance, service: LyingGlance) -> None:

@@ -122,6 +122,10 @@ class Catalog:
         """Note that the file of the base was read at ``now``, and what its digest is."""
         await self._db.write(queries.set_verified, base_id, digest, now)
 
+    async def set_proved(self, base: Base) -> None:
+        """Note what was proved of the base: its rules' version, and its signatures."""
+        await self._db.write(queries.set_proved, base)
+
     async def touch(self, base_ids: Sequence[BaseId], now: datetime) -> None:
         """Note that the bases are in use at ``now``.
 

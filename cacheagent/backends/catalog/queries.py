@@ -110,7 +110,8 @@ def set_standing(db: sqlite3.Connection, image_id: ImageId, standing: Standing) 
 
 _BASE_COLUMNS = """
     INSERT INTO bases VALUES (:base_id, :state, :format, :source_format, :size, :virtual_size,
-        :allocated, :inspection_version, :fetched_at, :last_used_at, :file_digest, :verified_at)
+        :allocated, :inspection_version, :fetched_at, :last_used_at, :file_digest, :verified_at,
+        :signatures)
     ON CONFLICT (base_id) DO
 """
 _PUT_BASE = (
@@ -120,7 +121,8 @@ _PUT_BASE = (
         size = excluded.size, virtual_size = excluded.virtual_size,
         allocated = excluded.allocated, inspection_version = excluded.inspection_version,
         fetched_at = excluded.fetched_at, last_used_at = excluded.last_used_at,
-        file_digest = excluded.file_digest, verified_at = excluded.verified_at
+        file_digest = excluded.file_digest, verified_at = excluded.verified_at,
+        signatures = excluded.signatures
 """
 )
 _ADOPT_BASE = _BASE_COLUMNS + " NOTHING"
@@ -156,6 +158,12 @@ def set_verified(db: sqlite3.Connection, base_id: BaseId, digest: Digest, now: d
     """Note that the base was read, and what its digest is."""
     columns = (rows.digest(digest), rows.stamp(now), base_id)
     db.execute("UPDATE bases SET file_digest = ?, verified_at = ? WHERE base_id = ?", columns)
+
+
+def set_proved(db: sqlite3.Connection, base: Base) -> None:
+    """Note what was proved of the base."""
+    columns = (base.inspection_version, rows.signatures(base.signatures), base.base_id)
+    db.execute("UPDATE bases SET inspection_version = ?, signatures = ? WHERE base_id = ?", columns)
 
 
 def touch(db: sqlite3.Connection, base_ids: Sequence[BaseId], now: datetime) -> None:

@@ -26,6 +26,7 @@ from cacheagent.model import (
     DiskSpec,
     DiskState,
     GlanceImage,
+    ImageSignature,
     InstanceId,
     Lease,
     Standing,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _IMAGE = TypeAdapter(GlanceImage)
+_SIGNATURES = TypeAdapter(tuple[ImageSignature, ...])
 _SPEC = TypeAdapter(DiskSpec)
 
 
@@ -54,6 +56,11 @@ def description(image: GlanceImage) -> str:
     return _IMAGE.dump_json(image).decode()
 
 
+def signatures(checked: tuple[ImageSignature, ...]) -> str:
+    """Write the signatures that hold for a base."""
+    return _SIGNATURES.dump_json(checked).decode()
+
+
 def base_row(base: Base) -> Mapping[str, object]:
     """Give the columns of a base."""
     return {
@@ -69,6 +76,7 @@ def base_row(base: Base) -> Mapping[str, object]:
         "last_used_at": stamp(base.last_used_at),
         "file_digest": None if base.file_digest is None else digest(base.file_digest),
         "verified_at": None if base.verified_at is None else stamp(base.verified_at),
+        "signatures": signatures(base.signatures),
     }
 
 
@@ -89,6 +97,7 @@ def to_base(row: sqlite3.Row) -> Base:
         verified_at=(
             None if row["verified_at"] is None else datetime.fromisoformat(row["verified_at"])
         ),
+        signatures=_SIGNATURES.validate_json(row["signatures"]),
     )
 
 

@@ -80,4 +80,8 @@ MIGRATIONS = (
     -- What is to be remembered of the host, by name.
     CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- The signatures that were checked and hold for the content of the base, as JSON.
+    ALTER TABLE bases ADD COLUMN signatures TEXT NOT NULL DEFAULT '[]';
+    """,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cacheagent.errors import GlanceRefusedError
-from cacheagent.model import DIGEST_LENGTHS, GlanceImage
+from cacheagent.model import DIGEST_LENGTHS, GlanceImage, ImageSignature
 
 if TYPE_CHECKING:
     from cacheagent.model import ImageId
@@ -49,6 +49,24 @@ class _Image(_Foreign):
     checksum: _Hex | None = None
     visibility: str = "private"
     owner: str | None = None
+    img_signature: str | None = None
+    img_signature_hash_method: str | None = None
+    img_signature_key_type: str | None = None
+    img_signature_certificate_uuid: str | None = None
+
+    @property
+    def signature(self) -> ImageSignature | None:
+        """The signature, where all of its properties are there; some of them are none."""
+        value, method = self.img_signature, self.img_signature_hash_method
+        key_type, certificate = self.img_signature_key_type, self.img_signature_certificate_uuid
+        if not (value and method and key_type and certificate):
+            return None
+        return ImageSignature(
+            value=value, hash_method=method, key_type=key_type, certificate=certificate
+        )
+
+
+_SIGNED = frozenset(name for name in _Image.model_fields if name.startswith("img_signature"))
 
 
 class _Version(_Foreign):
@@ -76,8 +94,8 @@ def parse_image(body: bytes, image_id: ImageId) -> GlanceImage:
         expected = {"md5": _MD5_LENGTH, **DIGEST_LENGTHS}.get(algorithm or "")
         if digits is not None and expected not in {None, len(digits)}:
             raise _refused(f"image {image_id} has a {algorithm} of {len(digits)} digits")
-    members = seen.model_dump(exclude={"id", "name"})
-    return GlanceImage(image_id=image_id, name=seen.name or "", **members)
+    members = seen.model_dump(exclude={"id", "name", *_SIGNED})
+    return GlanceImage(image_id=image_id, name=seen.name or "", signature=seen.signature, **members)
 
 
 def parse_versions(body: bytes, status: int) -> tuple[str, ...]:

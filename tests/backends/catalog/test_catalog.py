@@ -19,6 +19,7 @@ from cacheagent.model import (
     DiskSpec,
     DiskState,
     FileSystem,
+    ImageSignature,
     Standing,
     User,
     UserKind,
@@ -221,6 +222,17 @@ async def test_a_disk_keeps_the_name_of_a_base_that_was_lost(catalog: Catalog) -
     await catalog.remove_base(base_id(1))
     await catalog.publish(base(1), [], NOW)
     assert await catalog.disks_of_base(base_id(1)) == [disk(disk_key(1), 1)]
+
+
+async def test_what_was_proved_of_a_base_is_remembered(catalog: Catalog) -> None:
+    """The version of the rules and the signatures that hold are noted, and nothing else changes."""
+    signed = ImageSignature(
+        value="c2lnbmVk", hash_method="SHA-256", key_type="RSA-PSS", certificate=image_id(9)
+    )
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    proved = replace(base(1), inspection_version=7, signatures=(signed,))
+    await catalog.set_proved(replace(proved, size=5))
+    assert await catalog.base(base_id(1)) == proved
 
 
 # --- disks --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from cacheagent.backends.catalog import Catalog, rows
 from cacheagent.backends.catalog.database import Database, translated
 from cacheagent.backends.catalog.schema import MIGRATIONS
 from cacheagent.errors import CatalogError, InsufficientSpaceError
-from cacheagent.model import CachedImage, Lease
+from cacheagent.model import CachedImage, Digest, Lease, Standing
 from tests.fakes.values import NOW, base, base_id, disk, disk_key, glance_image, image_id
 
 if TYPE_CHECKING:
@@ -141,6 +142,27 @@ async def test_a_catalog_of_the_first_version_keeps_its_rows(path: Path) -> None
     assert await catalog.lease(
         Lease(lease_id="a", base_id=base_id(1), holder="somebody", expires_at=NOW)
     )
+    await catalog.close()
+
+
+async def test_a_catalog_of_the_second_version_keeps_its_rows(path: Path) -> None:
+    """A base that came before signatures were remembered is one without a checked signature."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(f"{MIGRATIONS[0]}; {MIGRATIONS[1]}; PRAGMA user_version = 2;")
+        digest = Digest("sha256", "ab" * 32)
+        known = rows.base_row(replace(base(1), file_digest=digest, verified_at=NOW))
+        columns = [value for name, value in known.items() if name != "signatures"]
+        marks = ", ".join("?" * len(columns))
+        db.execute(f"INSERT INTO bases VALUES ({marks})", columns)  # noqa: S608 -- only marks
+        db.execute(
+            "INSERT INTO images VALUES (?, ?, ?, ?, 'deactivated')",
+            (image_id(1), base_id(1), rows.description(glance_image(1)), rows.stamp(NOW)),
+        )
+    catalog = await Catalog.open(path)
+    assert not catalog.rebuilt
+    assert await catalog.bases() == [replace(base(1), file_digest=digest, verified_at=NOW)]
+    (cached,) = await catalog.images()
+    assert (cached.image, cached.standing) == (glance_image(1), Standing.DEACTIVATED)
     await catalog.close()
 
 
