@@ -24,7 +24,7 @@ from cacheagent.errors import ProgramKilledError, ProgramMissingError
 if TYPE_CHECKING:
     from asyncio import StreamReader
     from asyncio.subprocess import Process
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 # Tools that make file systems lie in sbin, which the PATH of a user may lack. glibc gives each
 # thread an arena of 64 MiB of address space, which would count against the limit of memory.
@@ -45,6 +45,7 @@ _OPEN_FILES = 256
 _CPU_GRACE = 5
 _CHUNK = 65536
 _NOT_FOUND = 127
+_STARTERS = ("prlimit:", "setpriv:")
 _LIMIT_SIGNALS: Final[Mapping[int, str]] = {
     signal.SIGXCPU: "was stopped by its limit of CPU time",
     signal.SIGXFSZ: "was stopped by its limit on the size of a file",
@@ -121,30 +122,38 @@ async def run_limited(
     *,
     limits: Limits,
     on_stdout: Callable[[bytes], None] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end, whatever its status, and give its last words.
 
     It gets a session of its own, no input and ``ENVIRONMENT``. With ``on_stdout`` its output is
     handed over as it comes, and not kept. When the caller is cancelled, or ``on_stdout`` raises,
     the program has ended when this raises. Children that it left behind are killed in any case.
+    Of the daemon's descriptors it has ``pass_fds``.
 
     Raises: ProgramMissingError where ``argv[0]`` is not installed, ProgramKilledError where
     somebody else killed it before its end.
     """
-    process = await _start([*_prefix(limits), *argv])
+    process = await _start([*prefix(limits), *argv], pass_fds)
     try:
-        stdout, stderr, returncode = await _attend(process, on_stdout)
+        completed = await attend(process.stdout, process.stderr, process.wait(), on_stdout)
     finally:
         await _end(process)
-    if returncode == _NOT_FOUND and stderr.startswith((b"prlimit:", b"setpriv:")):
+    if completed.returncode == _NOT_FOUND and completed.stderr.startswith(_STARTERS):
         raise ProgramMissingError(f"{argv[0]} is not installed")
-    if -returncode in _HOST_SIGNALS:
-        raise ProgramKilledError(f"{argv[0]} {_by_signal(-returncode)}, and not by its limits")
-    words = stderr.decode(errors="replace")
-    return Completed(returncode=returncode, stdout=stdout, stderr=words)
+    return unless_killed(argv[0], completed)
 
 
-def _prefix(limits: Limits) -> list[str]:
+def unless_killed(program: str, completed: Completed) -> Completed:
+    """Give how the program ended. Raises: ProgramKilledError where somebody else killed it."""
+    number = -completed.returncode
+    if number in _HOST_SIGNALS:
+        raise ProgramKilledError(f"{program} {_by_signal(number)}, and not by its limits")
+    return completed
+
+
+def prefix(limits: Limits) -> list[str]:
+    """Give the words in front of a program that bind it to ``limits`` and to who starts it."""
     words = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit", "--core=0"]
     words.append(_limit("nofile", resource.RLIMIT_NOFILE, _OPEN_FILES))
     if limits.cpu_seconds is not None:
@@ -167,7 +176,7 @@ def _limit(name: str, kind: int, value: int, *, grace: int = 0) -> str:
     return f"--{name}={soft}:{hard}"
 
 
-async def _start(argv: Sequence[str]) -> Process:
+async def _start(argv: Sequence[str], pass_fds: Sequence[int]) -> Process:
     try:
         return await asyncio.create_subprocess_exec(
             *argv,
@@ -177,14 +186,19 @@ async def _start(argv: Sequence[str]) -> Process:
             cwd="/",
             env=ENVIRONMENT,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         raise ProgramMissingError(f"{argv[0]} is not installed (util-linux)") from error
 
 
-async def _attend(
-    process: Process, on_stdout: Callable[[bytes], None] | None
-) -> tuple[bytes, bytes, int]:
+async def attend(
+    stdout: StreamReader | None,
+    stderr: StreamReader | None,
+    ended: Awaitable[int],
+    on_stdout: Callable[[bytes], None] | None,
+) -> Completed:
+    """Read what a program says until both streams end, and wait for the status of its end."""
     kept, complaints = bytearray(), bytearray()
 
     def keep(data: bytes) -> None:
@@ -195,11 +209,12 @@ async def _attend(
         del complaints[:-STDERR_LIMIT]
 
     _, _, returncode = await asyncio.gather(
-        _drain(process.stdout, on_stdout or keep),
-        _drain(process.stderr, keep_end),
-        process.wait(),
+        _drain(stdout, on_stdout or keep),
+        _drain(stderr, keep_end),
+        ended,
     )
-    return bytes(kept), bytes(complaints), returncode
+    words = complaints.decode(errors="replace")
+    return Completed(returncode=returncode, stdout=bytes(kept), stderr=words)
 
 
 async def _drain(stream: StreamReader | None, take: Callable[[bytes], None]) -> None:
