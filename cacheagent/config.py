@@ -89,7 +89,10 @@ class _Section(BaseModel):
 
 
 class ApiConfig(_Section):
-    """``[api]``: where the API listens, and who may speak to it over TCP."""
+    """``[api]``: where the API listens, and who may speak to it over TCP, and how much.
+
+    ``requests_per_second`` is for each peer; 0 = any number.
+    """
 
     socket: AbsolutePath = Path("/run/cacheagent/api.sock")
     socket_mode: FileMode = 0o660
@@ -100,6 +103,8 @@ class ApiConfig(_Section):
     tls_client_ca: AbsolutePath | None = None
     token_file: AbsolutePath | None = None
     require_token: bool = False
+    max_connections: Annotated[int, Field(ge=16)] = 2048
+    requests_per_second: Annotated[int, Field(ge=0)] = 500
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from datetime import UTC, datetime
 from functools import partial
@@ -21,18 +22,30 @@ import structlog
 from cacheagent import log, wiring
 from cacheagent.api import listen
 from cacheagent.api.app import create_app, create_metrics_app
+from cacheagent.api.credentials import Credentials
+from cacheagent.api.server import STOP_SECONDS, Bounds, HttpServer
 from cacheagent.backends.systemd import Notifier, passed_sockets
 from cacheagent.live import Live
 from cacheagent.metrics import Metrics
 from cacheagent.service.background import Background
 from cacheagent.service.events import Events
 from cacheagent.service.parts import Parts
+from cacheagent.sync.rates import Rates
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cacheagent.config import Config
+    from cacheagent.config import ApiConfig, Config
     from cacheagent.wiring import Agent
+
+_SCRAPERS = 64
+"""Connections to the listener of the metrics."""
+
+_BURST_SECONDS = 4
+"""How many seconds' worth of requests a peer may send at once, after it was quiet."""
+
+_DESCRIPTORS = 65536
+"""Open files that the daemon asks for: what the unit gives it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -75,7 +88,7 @@ async def _serve(
     # To the very end: closing may take longer than the watchdog waits.
     stack.callback(_cancel, helpers)
     agent = wiring.wire(await _open(stack, live, Background(group)))
-    await _start(stack, config, agent)
+    await _start(stack, live, agent)
     # A bound that was lowered holds from now on.
     live.tell(partial(agent.pruner.nudge, "interval"))
     helpers.extend(group.create_task(each) for each in (_watch_over(notifier), live.follow()))
@@ -102,15 +115,15 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-async def _start(stack: contextlib.AsyncExitStack, config: Config, agent: Agent) -> None:
+async def _start(stack: contextlib.AsyncExitStack, live: Live, agent: Agent) -> None:
     """Reconcile, then make the API reachable; the metrics tell of it meanwhile."""
     # A start that fails later has begun some work already.
     stack.push_async_callback(agent.background.stop)
     # Before that: what was being resumed stays resumable.
     stack.push_async_callback(agent.bases.stop)
-    metrics = await _listen_for_metrics(stack, config, agent)
+    metrics = await _listen_for_metrics(stack, live(), agent)
     await agent.reconciler.start()
-    listening = await _listen(stack, config, agent)
+    listening = await _listen(stack, live, agent)
     agent.status.ready = True
     _log.info("ready", listening=listening, metrics=metrics)
 
@@ -125,7 +138,7 @@ async def _stop(agent: Agent, loops: list[asyncio.Task[None]]) -> None:
     if loops:
         await asyncio.wait(loops)
     await agent.bases.stop()
-    await agent.creation.stop(listen.STOP_SECONDS)
+    await agent.creation.stop(STOP_SECONDS)
     await agent.background.stop()
 
 
@@ -162,33 +175,51 @@ async def _listen_for_metrics(
     """Make the metrics reachable, and tell where."""
     if config.metrics.listen is None:
         return []
-    runner = await listen.start(create_metrics_app(agent.status, agent.metrics))
-    stack.push_async_callback(runner.cleanup)
-    await listen.listen_tcp(runner, config.metrics.listen, "metrics.listen")
-    return listen.addresses(runner)
+    app = create_metrics_app(agent.status, agent.metrics)
+    # A server of its own: whoever floods the API does not hide it from who watches.
+    server = await HttpServer.start(app, Bounds(connections=_SCRAPERS), agent.metrics)
+    stack.push_async_callback(server.close)
+    await listen.listen_tcp(server, config.metrics.listen, "metrics.listen")
+    return listen.addresses(server)
 
 
-async def _listen(stack: contextlib.AsyncExitStack, config: Config, agent: Agent) -> list[str]:
+async def _listen(stack: contextlib.AsyncExitStack, live: Live, agent: Agent) -> list[str]:
     """Make the API reachable, and tell where; on the way out, what is under way ends first."""
-    api = config.api
+    api = live().api
+    credentials = await Credentials.load(api)
+    live.read_with(credentials.reload)
     app = create_app(
         agent.services,
         agent.metrics,
         require_token=api.require_token,
-        bearer_digests=await listen.bearer_digests(api),
+        bearers=credentials.bearers,
+        rates=_rates(api),
     )
-    tls = await listen.tls_context(api)
-    runner = await listen.start(app)
-    stack.push_async_callback(runner.cleanup)
+    server = await HttpServer.start(app, _bounds(api), agent.metrics)
+    stack.push_async_callback(server.close)
     passed = [one for named in passed_sockets(os.environ).values() for one in named]
     for listener in passed:
-        await listen.listen_passed(runner, listener, api, tls)
+        await listen.listen_passed(server, listener, api, credentials.tls)
     if not passed:
-        await listen.listen_unix(runner, api)
+        await listen.listen_unix(server, api)
         stack.push_async_callback(asyncio.to_thread, api.socket.unlink, missing_ok=True)
     if api.listen is not None:
-        await listen.listen_tcp(runner, api.listen, "api.listen", tls)
-    return listen.addresses(runner, tls)
+        await listen.listen_tcp(server, api.listen, "api.listen", credentials.tls)
+    return listen.addresses(server, credentials.tls)
+
+
+def _rates(api: ApiConfig) -> Rates | None:
+    rate = api.requests_per_second
+    return Rates(rate, _BURST_SECONDS * rate) if rate else None
+
+
+def _bounds(api: ApiConfig) -> Bounds:
+    """Leave half of the descriptors to downloads and disks, whatever is configured."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A login's soft limit is that of select(2), which nothing here uses.
+    soft = max(soft, min(hard, _DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return Bounds(connections=min(api.max_connections, soft // 2))
 
 
 async def _watch_over(notifier: Notifier) -> None:

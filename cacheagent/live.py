@@ -14,7 +14,7 @@ from cacheagent.config import load_config
 from cacheagent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from cacheagent.backends.systemd import Notifier
@@ -41,6 +41,7 @@ class Live:
         self._notifier = notifier
         self._asked = asyncio.Event()
         self._told: list[Callable[[], None]] = []
+        self._read_with: list[Callable[[], Awaitable[None]]] = []
         self.metrics = metrics
 
     def __call__(self) -> Config:
@@ -50,6 +51,13 @@ class Live:
     def tell(self, whom: Callable[[], None]) -> None:
         """Call ``whom`` after each reload that changed something."""
         self._told.append(whom)
+
+    def read_with(self, files: Callable[[], Awaitable[None]]) -> None:
+        """Have ``files`` read again with each reload; where it raises ``ConfigError`` that fails.
+
+        For files that keys name: they change, and the keys do not.
+        """
+        self._read_with.append(files)
 
     def ask(self) -> None:
         """Have the file read again, by ``follow``; a signal handler may call it."""
@@ -67,7 +75,10 @@ class Live:
             return
         self._notifier.reloading()
         try:
-            self._take_over(await asyncio.to_thread(load_config, self._path))
+            new = await asyncio.to_thread(load_config, self._path)
+            for files in self._read_with:
+                await files()
+            self._take_over(new)
         except ConfigError as error:
             self.metrics.config_reload_success.set(0)
             _log.error("the configuration is kept as it was", why=str(error))

@@ -37,6 +37,7 @@ from cacheagent.errors import (
     RequestFailedError,
     RetryLaterError,
     ShuttingDownError,
+    TooManyRequestsError,
     UnauthenticatedError,
 )
 
@@ -94,6 +95,7 @@ CONTRACT: list[tuple[ProblemError, str, int, dict[str, object]]] = [
     (GlanceUnavailableError("away"), "glance-unavailable", 503, {}),
     (HostUnavailableError("killed"), "host-unavailable", 503, {}),
     (ShuttingDownError("bye"), "shutting-down", 503, {}),
+    (TooManyRequestsError("slowly"), "too-many-requests", 429, {}),
     (
         InsufficientSpaceError(required_bytes=2, available_bytes=1),
         "insufficient-space",

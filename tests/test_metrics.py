@@ -44,6 +44,8 @@ CONTRACT = {
     "scrub_bytes_total": set(),
     "scrub_failures_total": set(),
     "access_checks_total": {"result"},
+    "connections": set(),
+    "connections_dropped_total": {"reason"},
     "glance_requests_total": {"call", "status"},
     "token_refresh_failures_total": set(),
     "qmp_guests": {"state"},

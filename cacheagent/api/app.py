@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from cacheagent.api import events, openapi, page, reading
+from cacheagent.api import events, form, openapi, page, reading
 from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS, STREAMS
-from cacheagent.api.guards import api_guard, bearer_guard
+from cacheagent.api.guards import api_guard, bearer_guard, rate_guard
 from cacheagent.api.observe import observer
 from cacheagent.api.requestid import with_request_id
 from cacheagent.api.routes import METRICS_APP_ROUTES, ROUTES
 from cacheagent.metrics import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from aiohttp.typedefs import Handler, Middleware
 
     from cacheagent.api.services import Services, StatusService
     from cacheagent.api.table import Route
     from cacheagent.metrics import Metrics
+    from cacheagent.sync.rates import Rates
 
 
 def create_app(
@@ -36,17 +37,23 @@ def create_app(
     metrics: Metrics,
     *,
     require_token: bool = False,
-    bearer_digests: frozenset[bytes] | None = None,
+    bearers: Callable[[], frozenset[bytes] | None] = lambda: None,
+    rates: Rates | None = None,
 ) -> web.Application:
     """Build the API.
 
-    With ``require_token`` every request to ``/v1/`` must bear a Keystone token. With
-    ``bearer_digests``, SHA-256 digests as ``guards.parse_digests`` gives them, connections over
-    TCP must bear one of those tokens; those over a Unix socket need none.
+    With ``require_token`` every request to ``/v1/`` must bear a Keystone token. Where ``bearers``
+    gives SHA-256 digests, as ``guards.parse_digests`` reads them, connections over TCP must bear
+    one of those tokens; those over a Unix socket need none. ``rates`` bound how often a peer may
+    ask.
     """
-    guards = [api_guard(services.status, require_token=require_token)]
-    if bearer_digests is not None:
-        guards.insert(0, bearer_guard(bearer_digests))
+    counted = [] if rates is None else [rate_guard(rates)]
+    guards = [
+        *counted,
+        form.guard,
+        bearer_guard(bearers),
+        api_guard(services.status, require_token=require_token),
+    ]
     app = _application(ROUTES, metrics, services.status, guards)
     app[SERVICES] = services
     app[DESCRIPTION] = json.dumps(openapi.document(ROUTES)).encode()

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import math
 import re
-import socket
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from cacheagent.api import reading
-from cacheagent.errors import BearerError, ShuttingDownError, UnauthenticatedError
+from cacheagent.api import peer, reading
+from cacheagent.errors import (
+    BearerError,
+    ShuttingDownError,
+    TooManyRequestsError,
+    UnauthenticatedError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp.typedefs import Handler, Middleware
 
     from cacheagent.api.services import StatusService
+    from cacheagent.sync.rates import Rates
 
 API_PREFIX = "/v1/"
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 """What needs no bearer token: none of it tells anything about images or instances."""
+
+UNCOUNTED_PATHS = frozenset({"/healthz", "/readyz"})
+"""What may be asked for at any rate."""
 
 _DIGEST = r"[0-9a-f]{64}"
 
@@ -43,27 +55,22 @@ def parse_digests(text: str) -> frozenset[bytes]:
     return frozenset(digests)
 
 
-def bearer_guard(digests: frozenset[bytes]) -> Middleware:
+def bearer_guard(digests: Callable[[], frozenset[bytes] | None]) -> Middleware:
     """Ask every connection over TCP for a bearer token whose SHA-256 is among ``digests``.
 
-    The Unix socket has the permissions of its file instead. An empty set lets nobody in.
+    They are asked for anew with each request. The Unix socket has the permissions of its file
+    instead. An empty set lets nobody in; None asks for no token.
     """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        needed = request.path not in OPEN_PATHS and not _is_unix(request)
-        if needed and not _bears_one_of(digests, request):
+        known = digests()
+        needed = request.path not in OPEN_PATHS and not peer.is_unix(request.transport)
+        if known is not None and needed and not _bears_one_of(known, request):
             raise BearerError("a bearer token of this daemon is needed over TCP")
         return await handler(request)
 
     return check
-
-
-def _is_unix(request: web.Request) -> bool:
-    """Tell whether the request came over a Unix socket; a connection that is gone did not."""
-    transport = request.transport
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    return sock is not None and sock.family == socket.AF_UNIX
 
 
 def _bears_one_of(digests: frozenset[bytes], request: web.Request) -> bool:
@@ -72,6 +79,26 @@ def _bears_one_of(digests: frozenset[bytes], request: web.Request) -> bool:
     # Every digest is compared: the time must not tell which one came close.
     matches = [hmac.compare_digest(given, digest) for digest in digests]
     return scheme.lower() == "bearer" and any(matches)
+
+
+def rate_guard(rates: Rates) -> Middleware:
+    """Refuse requests of a peer that asks more often than ``rates`` allow.
+
+    Whether the daemon is alive is told to everybody.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in UNCOUNTED_PATHS:
+            now = asyncio.get_running_loop().time()
+            wait = rates.take(peer.name(request.transport), now)
+            if wait:
+                raise TooManyRequestsError(
+                    "this caller asks too often", retry_after=math.ceil(wait)
+                )
+        return await handler(request)
+
+    return check
 
 
 def api_guard(status: StatusService, *, require_token: bool) -> Middleware:

@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
 import os
 import socket
-import ssl
 import stat
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
-from cacheagent.api.guards import parse_digests
-from cacheagent.api.httplog import HttpLogger
+from cacheagent.api.credentials import Credentials
 from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import ssl
+    from collections.abc import Callable
     from pathlib import Path
 
+    from cacheagent.api.server import HttpServer
     from cacheagent.config import ApiConfig
 
-MAX_LINE = 8190
-"""Bytes of a request line, and of a header: longer ones are no HTTP to us, and answered by 400."""
-
-STOP_SECONDS = 30.0
-"""How long a request that is under way may take to end when the daemon stops."""
+    Tls = Callable[[], ssl.SSLContext | None]
+    """What a new connection over TCP is secured with; None = plain HTTP."""
 
 
-async def start(app: web.Application) -> web.AppRunner:
-    """Make an application ready to be reached; whoever goes away cancels what was asked for."""
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=HttpLogger(),
-        max_line_size=MAX_LINE,
-        max_field_size=MAX_LINE,
-        shutdown_timeout=STOP_SECONDS,
-    )
-    await runner.setup()
-    return runner
+def plain() -> None:
+    """Give that a connection is not secured by TLS."""
 
 
-async def listen_unix(runner: web.AppRunner, config: ApiConfig) -> None:
+async def listen_unix(server: HttpServer, config: ApiConfig) -> None:
     """Serve on the Unix socket of the configuration, with its mode and group.
 
     Raises:
@@ -57,14 +40,11 @@ async def listen_unix(runner: web.AppRunner, config: ApiConfig) -> None:
         listener = await asyncio.to_thread(_bind_unix, config)
     except OSError as error:
         raise ConfigError(f"api.socket: {config.socket}: {error.strerror or error}") from error
-    await web.SockSite(runner, listener).start()
+    await server.listen(listener, plain)
 
 
 async def listen_passed(
-    runner: web.AppRunner,
-    listener: socket.socket,
-    config: ApiConfig,
-    tls: ssl.SSLContext | None,
+    server: HttpServer, listener: socket.socket, config: ApiConfig, tls: Tls
 ) -> None:
     """Serve on a socket that the service manager opened; under TLS where it is one of TCP.
 
@@ -73,13 +53,13 @@ async def listen_passed(
 
     """
     if listener.family == socket.AF_UNIX:
-        await web.SockSite(runner, listener).start()
+        await server.listen(listener, plain)
         return
     try:
         config.check_guarded(_address(listener), "the passed socket")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    await web.SockSite(runner, listener, ssl_context=tls).start()
+    await server.listen(listener, tls)
 
 
 def _address(listener: socket.socket) -> HostPort:
@@ -89,30 +69,27 @@ def _address(listener: socket.socket) -> HostPort:
     return HostPort(host, port)
 
 
-async def listen_tcp(
-    runner: web.AppRunner, where: HostPort, key: str, tls: ssl.SSLContext | None = None
-) -> int:
+async def listen_tcp(server: HttpServer, where: HostPort, key: str, tls: Tls = plain) -> int:
     """Serve on TCP, and give the port: the system's choice where ``where`` has 0.
 
     Raises:
         ConfigError: that cannot be done; the message names ``key``.
 
     """
-    site = web.TCPSite(runner, where.host, where.port, ssl_context=tls)
     try:
-        await site.start()
+        addresses = await server.listen(where, tls)
     except OSError as error:
         raise ConfigError(f"{key}: {where}: {error.strerror or error}") from error
-    port: int = runner.addresses[-1][1]
+    port: int = addresses[-1][1]
     return port
 
 
-def addresses(runner: web.AppRunner, tls: ssl.SSLContext | None = None) -> list[str]:
+def addresses(server: HttpServer, tls: Tls = plain) -> list[str]:
     """Tell where the application is reached: by the path of a Unix socket, or a URL of TCP."""
-    scheme = "http" if tls is None else "https"
+    scheme = "http" if tls() is None else "https"
     return [
         f"{scheme}://{HostPort(*address[:2])}" if isinstance(address, tuple) else str(address)
-        for address in runner.addresses
+        for address in server.addresses
     ]
 
 
@@ -124,69 +101,19 @@ async def check(config: ApiConfig) -> None:
 
     """
     await asyncio.to_thread(_socket_group, config)
-    await tls_context(config)
-    await bearer_digests(config)
-
-
-async def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
-    """Load certificate and key, and demand a client's certificate where an authority is given.
-
-    Raises:
-        ConfigError: a file cannot be used.
-
-    """
-    if config.tls_cert is None:
-        return None
-    return await asyncio.to_thread(_load_tls, config, config.tls_cert)
-
-
-async def bearer_digests(config: ApiConfig) -> frozenset[bytes] | None:
-    """Read the digests of the bearer tokens that TCP demands; None where it demands none.
-
-    Raises:
-        ConfigError: the file cannot be used.
-
-    """
-    if config.token_file is None:
-        return None
-    try:
-        text = await asyncio.to_thread(config.token_file.read_text, encoding="utf-8")
-        return parse_digests(text)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"api.token_file: {config.token_file}: {why}") from error
-
-
-def _load_tls(config: ApiConfig, certificate: Path) -> ssl.SSLContext:
-    with _telling("api.tls_client_ca", config.tls_client_ca):
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.tls_client_ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    with _telling("api.tls_cert, api.tls_key", certificate, config.tls_key):
-        # Without a password OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(certificate, config.tls_key, password="")
-    if config.tls_client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-@contextlib.contextmanager
-def _telling(keys: str, *files: Path | None) -> Iterator[None]:
-    """Name the keys and files of the configuration that OpenSSL complains of."""
-    try:
-        yield
-    except OSError as error:  # ssl.SSLError is one
-        named = ", ".join(str(file) for file in files if file is not None)
-        raise ConfigError(f"{keys}: {named}: {error.strerror or error}") from error
+    await Credentials.load(config)
 
 
 def _bind_unix(config: ApiConfig) -> socket.socket:
     path = config.socket
     group = _socket_group(config)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_open_folder(path.parent)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Nobody can connect before it listens, so mode and group come in time.
+        # Nobody can connect before it listens, so mode and group come in time. (A umask would be
+        # that of all threads.)
         listener.bind(str(path))
         os.chown(path, -1, group)
         path.chmod(config.socket_mode)
@@ -194,6 +121,16 @@ def _bind_unix(config: ApiConfig) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _refuse_open_folder(folder: Path) -> None:
+    """Refuse a folder in which anybody could put another socket, or a link, in the place of ours.
+
+    In one with the sticky bit, as /tmp, nobody can.
+    """
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise PermissionError("everybody may write to its folder")
 
 
 def _socket_group(config: ApiConfig) -> int:

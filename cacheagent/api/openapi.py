@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 import cacheagent
 from cacheagent.api import problemdocs, requestid
-from cacheagent.api.guards import API_PREFIX, OPEN_PATHS
+from cacheagent.api.guards import API_PREFIX, OPEN_PATHS, UNCOUNTED_PATHS
 from cacheagent.api.problems import MEDIA_TYPE
 from cacheagent.api.reading import TOKEN_HEADER
 from cacheagent.errors import (
@@ -18,6 +18,7 @@ from cacheagent.errors import (
     ProblemError,
     RetryLaterError,
     ShuttingDownError,
+    TooManyRequestsError,
     UnauthenticatedError,
 )
 from cacheagent.model import DISK_NAME_PATTERN, UUID_PATTERN
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-COMMON_PROBLEMS = (InvalidRequestError, UnauthenticatedError, ShuttingDownError, ProblemError)
+COMMON_PROBLEMS = (
+    *(InvalidRequestError, UnauthenticatedError, TooManyRequestsError, ShuttingDownError),
+    ProblemError,
+)
 """What every path of the API can answer, whatever it does."""
 
 _UUID = {"type": "string", "format": "uuid", "pattern": f"^{UUID_PATTERN}$"}
@@ -70,7 +74,8 @@ def problems_of(route: Route) -> tuple[type[ProblemError], ...]:
     if route.path.startswith(API_PREFIX):
         return (*COMMON_PROBLEMS, *route.problems)
     guarded = () if route.path in OPEN_PATHS else (UnauthenticatedError,)
-    return (*guarded, ProblemError, *route.problems)
+    counted = () if route.path in UNCOUNTED_PATHS else (TooManyRequestsError,)
+    return (InvalidRequestError, *guarded, *counted, ProblemError, *route.problems)
 
 
 def _schemas(routes: Sequence[Route]) -> Json:

@@ -6,6 +6,7 @@ it says otherwise.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from cacheagent.model import ImageId, InstanceId
 
 MAX_BODY = 64 * 1024
+BODY_SECONDS = 30.0
+"""How long a whole body may take."""
+
 TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 - the name of a header, not a token
 
 _EVENT_ID = r"[0-9a-f]+-[0-9]{1,18}"
@@ -134,7 +138,11 @@ async def _bytes(request: web.Request) -> bytes:
         return b""
     await _invite(request)
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        told = f"did not arrive within {BODY_SECONDS:.0f} seconds"
+        raise InvalidRequestError([("body", told)]) from error
     except (web.RequestPayloadError, ConnectionError) as error:
         raise InvalidRequestError([("body", "did not arrive in full")]) from error
 

@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession
 
+from cacheagent.api import listen
 from cacheagent.api.app import create_app
+from cacheagent.api.server import Bounds, HttpServer
+from cacheagent.configtypes import HostPort
 from cacheagent.metrics import Metrics
 from tests.api.answers import check
 from tests.fakes.services import FakeServices
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from aiohttp import ClientResponse, web
+
+
+ROOMY = Bounds(connections=64)
+"""What bounds no test that does not look for bounds."""
 
 
 class Ask(Protocol):
@@ -37,9 +44,22 @@ class Serve(Protocol):
 
 
 @asynccontextmanager
+async def served(
+    app: web.Application, bounds: Bounds = ROOMY, metrics: Metrics | None = None
+) -> AsyncIterator[str]:
+    """Serve ``app`` on loopback, and give its URL."""
+    server = await HttpServer.start(app, bounds, metrics or Metrics())
+    try:
+        port = await listen.listen_tcp(server, HostPort("127.0.0.1", 0), "api.listen")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
 async def asking(app: web.Application) -> AsyncIterator[Ask]:
-    """Run ``app``, with handlers that are cancelled when their caller goes away."""
-    async with TestClient(TestServer(app)) as client:
+    """Serve ``app`` as the daemon does."""
+    async with served(app) as url, ClientSession(url) as client:
 
         async def ask(method: str, path: str, **kwargs: Any) -> ClientResponse:  # noqa: ANN401 - aiohttp's own
             answer = await client.request(method, path, **kwargs)

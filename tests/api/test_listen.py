@@ -14,7 +14,9 @@ from aiohttp import ClientSession, web
 
 from cacheagent.api import listen
 from cacheagent.api.app import create_app
+from cacheagent.api.credentials import Credentials
 from cacheagent.api.httplog import HttpLogger
+from cacheagent.api.server import Bounds, HttpServer
 from cacheagent.config import ApiConfig
 from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
@@ -31,11 +33,11 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 -- it is bound, and nobody listens
 
 
 @pytest.fixture
-async def runner() -> AsyncIterator[web.AppRunner]:
+async def server() -> AsyncIterator[HttpServer]:
     """Give an application that knows no path."""
-    started = await listen.start(web.Application())
+    started = await HttpServer.start(web.Application(), Bounds(connections=16), Metrics())
     yield started
-    await started.cleanup()
+    await started.close()
 
 
 @contextlib.contextmanager
@@ -48,51 +50,51 @@ def passed(family: socket.AddressFamily, host: str) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("guards", [{}, {"tls_cert", "tls_key"}])
 async def test_a_passed_socket_that_others_reach_needs_a_guard(
-    runner: web.AppRunner, tmp_path: Path, guards: set[str]
+    server: HttpServer, tmp_path: Path, guards: set[str]
 ) -> None:
     """What systemd opens to the network is not served without TLS, nor without who may ask."""
     write_certificate(tmp_path / "pem")
     config = ApiConfig.model_validate(dict.fromkeys(guards, tmp_path / "pem"))
-    tls = await listen.tls_context(config)
+    tls = (await Credentials.load(config)).tls
     with (
         passed(socket.AF_INET, EVERYWHERE) as opened,
         pytest.raises(ConfigError, match=r"passed socket 0\.0\.0\.0:\d+ is not loopback: set"),
     ):
-        await listen.listen_passed(runner, opened, config, tls)
-    assert runner.addresses == []
+        await listen.listen_passed(server, opened, config, tls)
+    assert server.addresses == []
 
 
 @pytest.mark.parametrize(
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
 async def test_a_passed_socket_of_the_loopback_is_served(
-    runner: web.AppRunner, family: socket.AddressFamily, host: str
+    server: HttpServer, family: socket.AddressFamily, host: str
 ) -> None:
     """What this machine alone reaches needs no guard, as with api.listen."""
     with passed(family, host) as opened:
-        await listen.listen_passed(runner, opened.dup(), ApiConfig(), None)
-        (url,) = listen.addresses(runner)
+        await listen.listen_passed(server, opened.dup(), ApiConfig(), listen.plain)
+        (url,) = listen.addresses(server)
         async with ClientSession() as session, session.get(url) as answer:
             assert answer.status == 404
 
 
-async def test_a_passed_socket_of_another_kind_is_refused(runner: web.AppRunner) -> None:
+async def test_a_passed_socket_of_another_kind_is_refused(server: HttpServer) -> None:
     """What nobody has thought about is not served."""
     with (
         socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM) as opened,
         pytest.raises(ConfigError, match="AF_NETLINK, not Unix nor TCP"),
     ):
-        await listen.listen_passed(runner, opened, ApiConfig(), None)
+        await listen.listen_passed(server, opened, ApiConfig(), listen.plain)
 
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     """Serve the API to those who know its bearer token, and give the port."""
     digests = frozenset({hashlib.sha256(BEARER).digest()})
-    app = create_app(FakeServices().bundle, Metrics(), bearer_digests=digests)
-    runner = await listen.start(app)
-    yield await listen.listen_tcp(runner, HostPort("127.0.0.1", 0), "api.listen")
-    await runner.cleanup()
+    app = create_app(FakeServices().bundle, Metrics(), bearers=lambda: digests)
+    server = await HttpServer.start(app, Bounds(connections=16), Metrics())
+    yield await listen.listen_tcp(server, HostPort("127.0.0.1", 0), "api.listen")
+    await server.close()
 
 
 async def said(port: int, *parts: bytes) -> list[bytes]:
@@ -140,7 +142,9 @@ async def test_an_error_of_the_server_keeps_its_traceback(
 async def test_nobody_is_asked_for_a_body_that_is_not_wanted(port: int) -> None:
     """Who waits with the body is told to go on only after the guards have let the request in."""
     body = b'{"size_bytes": 512}'
-    head = b"PUT /v1/instances/%b/disks/root HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+    head = (
+        b"PUT /v1/instances/%b/disks/root HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    )
     head = head % INSTANCE.encode() + b"Content-Type: application/json\r\n"
     head += b"Content-Length: %d\r\n" % len(body)
     assert await said(port, head + b"\r\n") == [b"HTTP/1.1 401 Unauthorized"]
@@ -150,5 +154,5 @@ async def test_nobody_is_asked_for_a_body_that_is_not_wanted(port: int) -> None:
 
 async def test_an_expectation_that_nobody_knows_is_answered_like_none(port: int) -> None:
     """No header goes past the guards, and none is answered by somebody else."""
-    head = b"GET /v1/status HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\n\r\n"
+    head = b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nExpect: wonders\r\n\r\n"
     assert await said(port, head) == [b"HTTP/1.1 401 Unauthorized"]

@@ -73,6 +73,7 @@ EXPECTED: list[tuple[ProblemError, int, str, dict[str, Any]]] = [
     (errors.GlanceUnavailableError("no"), 503, "glance-unavailable", {}),
     (errors.HostUnavailableError("no"), 503, "host-unavailable", {}),
     (errors.ShuttingDownError("no"), 503, "shutting-down", {}),
+    (errors.TooManyRequestsError("no"), 429, "too-many-requests", {}),
     (
         errors.InsufficientSpaceError(required_bytes=2, available_bytes=1),
         507,

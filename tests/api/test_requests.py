@@ -229,7 +229,7 @@ async def test_two_tokens_are_a_400(ask: Ask, services: FakeServices) -> None:
 async def test_over_tcp_a_wrong_bearer_is_a_401(serve: Serve, given: str | None) -> None:
     """Without a token of the operator's there is nothing to see but health and the empty page."""
     headers = {} if given is None else {"Authorization": given}
-    async with serve(bearer_digests=DIGESTS) as ask:
+    async with serve(bearers=lambda: DIGESTS) as ask:
         for path in ("/v1/status", "/metrics", "/openapi.json"):
             answer = await ask("GET", path, headers=headers)
             assert answer.status == 401
@@ -241,14 +241,14 @@ async def test_over_tcp_a_wrong_bearer_is_a_401(serve: Serve, given: str | None)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_over_tcp_the_right_bearer_gets_in(serve: Serve, scheme: str) -> None:
     """Any token whose digest is in the file will do."""
-    async with serve(bearer_digests=DIGESTS) as ask:
+    async with serve(bearers=lambda: DIGESTS) as ask:
         headers = {"Authorization": f"{scheme} {TOKEN}"}
         assert (await ask("GET", "/v1/status", headers=headers)).status == 200
 
 
 async def test_an_empty_token_file_lets_nobody_in(serve: Serve) -> None:
     """A file without tokens is not the same as no file."""
-    async with serve(bearer_digests=frozenset()) as ask:
+    async with serve(bearers=frozenset) as ask:
         assert (await ask("GET", "/v1/status")).status == 401
 
 
@@ -256,7 +256,7 @@ async def test_the_unix_socket_needs_no_bearer(
     services: FakeServices, metrics: Metrics, tmp_path: Path
 ) -> None:
     """The permissions of the socket say who may speak there."""
-    app = create_app(services.bundle, metrics, bearer_digests=DIGESTS)
+    app = create_app(services.bundle, metrics, bearers=lambda: DIGESTS)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     try:

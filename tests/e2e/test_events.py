@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from cacheagent.api import listen
+from cacheagent.api.server import STOP_SECONDS
 from cacheagent.client import AsyncClient
 from cacheagent.errors import DaemonUnreachableError, RequestFailedError
 from tests.e2e.agent import Agent, agent_on, without_keystone
@@ -135,7 +135,7 @@ async def test_a_daemon_that_stops_waits_for_no_reader(agent: Agent) -> None:
         ):
             assert silent.status == 200
             # A request that is under way would be given half a minute.
-            async with asyncio.timeout(listen.STOP_SECONDS / 2):
+            async with asyncio.timeout(STOP_SECONDS / 2):
                 assert await agent.stop() == 0
         assert reader.task is not None
         with pytest.raises((DaemonUnreachableError, RequestFailedError)):

@@ -1,0 +1,177 @@
+"""The HTTP server behind every listener: connections are bounded, and none holds up others.
+
+aiohttp reads requests and writes answers, and closes a connection over which no request comes in
+time. What it does not bound is bounded here, before it sees the connection: how many there are,
+over all and of one peer; how long a TLS handshake takes; how long an answer may stay unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import structlog
+from aiohttp import web
+
+from cacheagent.api.connection import Connection
+from cacheagent.api.httplog import HttpLogger
+from cacheagent.sync.seats import Seats
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from cacheagent.configtypes import HostPort
+    from cacheagent.metrics import Metrics
+
+MAX_LINE = 8190
+"""Bytes of a request line, and of a header: longer ones are no HTTP to us, and answered by 400."""
+
+MAX_FIELDS = 64
+"""Header fields of one request: more are answered by 400."""
+
+STOP_SECONDS = 30.0
+"""How long a request that is under way may take to end when the daemon stops."""
+
+LINGER_SECONDS = 5.0
+"""How long a body is read, and thrown away, that nobody wanted; then the connection is closed."""
+
+BACKLOG = 512
+"""Connections that the kernel holds until they are accepted: a scheduler may begin many at once."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What one server puts up with; times are seconds.
+
+    ``connections`` are open at once, and one peer has at most three quarters of them. A request
+    has to be there, up to the end of its header, ``idle`` after the connection was opened or the
+    answer before it was given; a TLS handshake ends within ``handshake``; of an answer something
+    is taken within each ``unread``.
+    """
+
+    connections: int
+    idle: float = 60.0
+    handshake: float = 10.0
+    unread: float = 30.0
+
+
+class HttpServer:
+    """An application, and the sockets over which it is reached."""
+
+    def __init__(self, runner: web.AppRunner, bounds: Bounds, metrics: Metrics) -> None:
+        """Take a runner that is set up; ``start`` does that."""
+        self._runner = runner
+        self._bounds = bounds
+        self._metrics = metrics
+        self._seats = Seats(bounds.connections, max(1, bounds.connections * 3 // 4))
+        self._refused = 0
+        self._open: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._sweeping = asyncio.ensure_future(self._sweep())
+
+    @classmethod
+    async def start(cls, app: web.Application, bounds: Bounds, metrics: Metrics) -> Self:
+        """Make an application ready to be reached; whoever goes away cancels what was asked for."""
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            logger=HttpLogger(),
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            max_headers=MAX_FIELDS,
+            keepalive_timeout=bounds.idle,
+            lingering_time=LINGER_SECONDS,
+            # What a body would grow to is nobody's business: an encoded one is refused.
+            auto_decompress=False,
+            shutdown_timeout=STOP_SECONDS,
+        )
+        await runner.setup()
+        return cls(runner, bounds, metrics)
+
+    async def listen(
+        self, where: socket.socket | HostPort, tls: Callable[[], ssl.SSLContext | None]
+    ) -> list[Any]:
+        """Serve there, and give the addresses; ``tls`` is asked anew for each connection.
+
+        Raises: ``OSError`` where nobody can listen there.
+        """
+        loop = asyncio.get_running_loop()
+
+        def connect() -> Connection:
+            return Connection(self, tls())
+
+        at: dict[str, Any] = (
+            {"sock": where}
+            if isinstance(where, socket.socket)
+            else {"host": where.host, "port": where.port}
+        )
+        server = await loop.create_server(connect, backlog=BACKLOG, **at)
+        self._servers.append(server)
+        return [sock.getsockname() for sock in server.sockets]
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Tell where it is reached, as ``socket.getsockname`` does."""
+        return [sock.getsockname() for server in self._servers for sock in server.sockets]
+
+    @property
+    def bounds(self) -> Bounds:
+        """What this server puts up with."""
+        return self._bounds
+
+    async def close(self) -> None:
+        """Listen no more, let requests that are under way end, and close every connection."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self._open):
+            connection.stop()
+        try:
+            await self._runner.cleanup()
+        finally:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
+
+    def enter(self, connection: Connection, peer: str) -> bool:
+        """Count a connection of the peer, or tell that there are too many."""
+        if not self._seats.take(peer):
+            self._refused += 1
+            self.dropped("full")
+            return False
+        self._open.add(connection)
+        self._metrics.connections.inc()
+        return True
+
+    def leave(self, connection: Connection, peer: str) -> None:
+        """Count a connection no more."""
+        self._open.discard(connection)
+        self._seats.give(peer)
+        self._metrics.connections.dec()
+
+    def dropped(self, reason: str) -> None:
+        """Count a connection that was closed without its peer's doing."""
+        self._metrics.connections_dropped_total.labels(reason=reason).inc()
+
+    def protocol(self) -> asyncio.Protocol:
+        """Give what reads the requests of one connection."""
+        server = self._runner.server
+        assert server is not None  # noqa: S101 -- it is None only behind cleanup(), when nobody connects
+        return server()
+
+    async def _sweep(self) -> None:
+        """Look again and again who does not read; tell of refusals together, not one by one."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._bounds.unread / 3)
+            for connection in list(self._open):
+                connection.drop_if_unread(loop.time())
+            if self._refused:
+                _log.warning("too many connections", refused=self._refused, open=len(self._open))
+                self._refused = 0
