@@ -178,13 +178,26 @@ class _Connection:
 
     async def ask(self, call: Call, caller: Caller) -> object:
         try:
-            async with self._request(call, caller, self._timeout) as response:
-                body = await response.read()
+            async with asyncio.timeout(self._timeout.total):
+                status, retry_after, body = await self._persist(call, caller)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._address.unreachable(error) from error
-        return calls.answer(
-            self._address, response.status, response.headers.get("Retry-After"), body
-        )
+        return calls.answer(self._address, status, retry_after, body)
+
+    async def _persist(self, call: Call, caller: Caller) -> tuple[int, str | None, bytes]:
+        """Ask until it is not refused any more for being too often, or for too long."""
+        tried = 1
+        answer = await self._ask_once(call, caller)
+        while (wait := calls.wait_before_again(answer[0], answer[1], tried)) is not None:
+            await asyncio.sleep(wait)
+            tried += 1
+            answer = await self._ask_once(call, caller)
+        return answer
+
+    async def _ask_once(self, call: Call, caller: Caller) -> tuple[int, str | None, bytes]:
+        async with self._request(call, caller, self._timeout) as response:
+            body = await response.read()
+        return response.status, response.headers.get("Retry-After"), body
 
     async def lines(self, call: Call, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Give the lines of a stream until it is cut."""

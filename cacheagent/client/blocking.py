@@ -167,6 +167,16 @@ class Client:
             calls.refuse(self._address, response.status, response.headers["Retry-After"], body)
 
     def _ask(self, call: Call) -> object:
+        """Ask until it is not refused any more for being too often, or for too long."""
+        tried = 1
+        status, retry_after, body = self._ask_once(call)
+        while (wait := calls.wait_before_again(status, retry_after, tried)) is not None:
+            time.sleep(wait)
+            tried += 1
+            status, retry_after, body = self._ask_once(call)
+        return calls.answer(self._address, status, retry_after, body)
+
+    def _ask_once(self, call: Call) -> tuple[int, str | None, bytes]:
         connection = self._connection(self._seconds)
         try:
             connection.request(
@@ -178,7 +188,7 @@ class Client:
             raise self._address.unreachable(error) from error
         finally:
             connection.close()
-        return calls.answer(self._address, response.status, response.headers["Retry-After"], body)
+        return response.status, response.headers["Retry-After"], body
 
     def _connection(self, seconds: float | None) -> http.client.HTTPConnection:
         if self._address.path is not None:

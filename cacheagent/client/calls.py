@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = "/run/cacheagent/api.sock"
 SOCKET_VARIABLE = "CACHEAGENT_SOCKET"
 
+TRIES = 6
+"""How often a request is sent that is refused because there are too many."""
+
 _FIRST_PROBLEM = 400
+_TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +176,18 @@ def pin_path(image_id: str) -> str:
 def _segment(text: str) -> str:
     """Encode a name so that it stays one segment: neither a slash nor dots lead elsewhere."""
     return quote(text, safe="").replace(".", "%2E")
+
+
+def wait_before_again(status: int, retry_after: str | None, tried: int) -> float | None:
+    """Give the seconds to wait before the same request is sent again; None: not again.
+
+    That is so for what the daemon did not even begin with, since it was asked too often. Callers
+    that were refused together come back one by one.
+    """
+    if status != _TOO_MANY or tried >= TRIES or not (retry_after or "").isdecimal():
+        return None
+    spread = random.uniform(1, 2)  # noqa: S311 -- it spreads requests, and keeps no secret
+    return int(retry_after or 0) * spread
 
 
 def answer(address: Address, status: int, retry_after: str | None, body: bytes) -> object:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cacheagent.client import AsyncClient, Client, sse
-from cacheagent.client.calls import Address
+from cacheagent.client.calls import TRIES, Address
 from cacheagent.errors import DaemonUnreachableError, RequestFailedError
 from tests.fakes.daemon import BROKEN, CACHED, COMING, FORBIDDEN, INSTANCE, MISSING, SIZE, TWIN
 
@@ -389,3 +389,21 @@ async def test_many_requests_run_at_once(address: str, daemon: FakeDaemon) -> No
             await asyncio.sleep(0.001)
         await asyncio.gather(*waiting)
     assert len(daemon.disks[INSTANCE]) == 150
+
+
+def test_who_asks_too_often_is_served_a_little_later(do: Do, daemon: FakeDaemon) -> None:
+    """What the daemon did not begin with is asked for again, with the same body."""
+    daemon.too_many = 3
+    disk = do("create_disk", INSTANCE, "root", image_id=CACHED)
+    assert disk["image_id"] == CACHED
+    bodies = [body for *_, body in daemon.requests]
+    assert bodies == [{"image_id": CACHED}] * 4
+
+
+def test_nobody_asks_for_ever(do: Do, daemon: FakeDaemon) -> None:
+    """A daemon that goes on to refuse is believed in the end."""
+    daemon.too_many = 100
+    with pytest.raises(RequestFailedError) as refused:
+        do("status")
+    assert refused.value.problem["type"] == "urn:cacheagent:too-many-requests"
+    assert len(daemon.requests) == TRIES

@@ -44,7 +44,11 @@ _PROBLEMS = {
     "invalid-request": 400,
     "glance-unavailable": 503,
     "shutting-down": 503,
+    "too-many-requests": 429,
 }
+
+
+_RETRY_AFTER = {503: {"Retry-After": "5"}, 429: {"Retry-After": "0"}}
 
 
 def _problem(word: str, **members: object) -> web.Response:
@@ -56,7 +60,7 @@ def _problem(word: str, **members: object) -> web.Response:
         | members,
         status=status,
         content_type="application/problem+json",
-        headers={"Retry-After": "5"} if status == web.HTTPServiceUnavailable.status_code else {},
+        headers=_RETRY_AFTER.get(status, {}),
     )
 
 
@@ -87,6 +91,8 @@ class FakeDaemon:
     ``CACHED`` and ``TWIN`` are ready; ``COMING`` takes as many steps as somebody looks at it;
     ``FORBIDDEN`` is refused; the download of ``BROKEN`` fails; no other is known.
 
+    The next ``too_many`` requests are refused, to be sent again at once.
+
     Each connection that follows is told one of ``events``, and is cut then; behind the last of
     them the daemon is stopping.
     """
@@ -99,6 +105,7 @@ class FakeDaemon:
             TWIN: _new_image(TWIN, "twin", "ready"),
         }
         self.stopping = False
+        self.too_many = 0
         self.events: list[tuple[str, str]] = []
         self._came = asyncio.Event()
 
@@ -157,6 +164,9 @@ class FakeDaemon:
         self.requests.append((request.method, request.raw_path, dict(request.headers), body))
         if self.stopping:
             return _problem("shutting-down", detail="the daemon is stopping")
+        if self.too_many:
+            self.too_many -= 1
+            return _problem("too-many-requests")
         return await handler(request)
 
     async def _create(self, request: web.Request) -> web.Response:
