@@ -8,8 +8,6 @@ import ssl
 import stat
 from typing import TYPE_CHECKING, Self
 
-import structlog
-
 from cacheagent.api.guards import parse_digests
 from cacheagent.errors import ConfigError
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.config import ApiConfig
-
-_log = structlog.get_logger(__name__)
 
 
 class Credentials:
@@ -71,20 +67,17 @@ def _load_digests(config: ApiConfig) -> frozenset[bytes] | None:
     if path is None:
         return None
     try:
-        _look_at_mode(path)
+        _refuse_open_file(path)
         return parse_digests(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"api.token_file: {path}: {why}") from error
 
 
-def _look_at_mode(path: Path) -> None:
-    mode = path.stat().st_mode
-    if mode & stat.S_IWOTH:
+def _refuse_open_file(path: Path) -> None:
+    """Refuse a file to which anybody could add a token; what is read there gives none away."""
+    if path.stat().st_mode & stat.S_IWOTH:
         raise ValueError("everybody may write to it")
-    # Digests give no token away, unless it can be guessed.
-    if mode & stat.S_IROTH:
-        _log.warning("everybody may read api.token_file", path=str(path))
 
 
 def _load_tls(config: ApiConfig) -> ssl.SSLContext | None:
