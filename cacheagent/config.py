@@ -41,6 +41,7 @@ from cacheagent.configtypes import (
     Url,
 )
 from cacheagent.errors import ConfigError
+from cacheagent.model import SandboxKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -241,7 +242,14 @@ class QemuConfig(_Section):
     convert_threads: Annotated[int, Field(ge=1, le=16)] = 2
     cpu_time_limit: PositiveDuration = 60.0
     memory_limit: PositiveSize = 2 << 30
+    sandbox: Literal["auto", "systemd", "bubblewrap", "rlimits"] = "auto"
+    sandbox_socket: AbsolutePath = Path("/run/cacheagent/sandbox.sock")
     qmp_sockets: ListOf[PathPattern] = ()
+
+    @property
+    def wanted_sandbox(self) -> SandboxKind | None:
+        """What qemu-img has to be shut in by; None = the safest that works."""
+        return None if self.sandbox == "auto" else SandboxKind(self.sandbox)
 
 
 class LogConfig(_Section):

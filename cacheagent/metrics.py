@@ -27,7 +27,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import cacheagent
-from cacheagent.model import DiskMode, ImageState, UserKind
+from cacheagent.model import DiskMode, ImageState, SandboxKind, UserKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -268,6 +268,11 @@ class Metrics:
         )
         self.build_info = Info(
             f"{PREFIX}build", "Versions: of cacheagent, Python, qemu-img.", registry=self.registry
+        )
+        self.sandbox = self._gauge(
+            "sandbox",
+            "What qemu-img is shut in by: 1 for the one in force.",
+            {"kind": tuple(SandboxKind)},
         )
         self.config_reload_success = self._gauge(
             "config_reload_success", "Whether the last reading of the configuration succeeded."

@@ -26,8 +26,9 @@ from cacheagent.loops.revalidator import Revalidator
 from cacheagent.loops.scrubber import Scrubber
 from cacheagent.loops.watcher import Watcher
 from cacheagent.metrics import GLANCE_STATUSES, Metrics
-from cacheagent.model import DiskFormat
+from cacheagent.model import DiskFormat, SandboxKind
 from cacheagent.policy.layout import Layout, unfinished
+from cacheagent.sandbox import find_sandbox
 from cacheagent.service import parts
 from cacheagent.service.access import Access
 from cacheagent.service.background import Background
@@ -252,16 +253,22 @@ async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
 
     Raises:
         ProgramMissingError: it is not installed.
+        ConfigError: what it is to be shut in by does not work here.
 
     """
-    qemu = QemuImg(
-        QemuImgSettings(
-            binary=config.qemu_img,
-            cpu_time_limit=config.cpu_time_limit,
-            memory_limit=config.memory_limit,
-            convert_threads=config.convert_threads,
-        )
+    settings = QemuImgSettings(
+        binary=config.qemu_img,
+        cpu_time_limit=config.cpu_time_limit,
+        memory_limit=config.memory_limit,
+        convert_threads=config.convert_threads,
     )
+    sandbox = await find_sandbox(
+        config.wanted_sandbox, socket=config.sandbox_socket, program=config.qemu_img
+    )
+    log = _log.warning if sandbox.kind is SandboxKind.RLIMITS else _log.info
+    log("qemu-img is shut in", sandbox=sandbox.kind)
+    metrics.sandbox.labels(kind=sandbox.kind).set(1)
+    qemu = QemuImg(settings, sandbox)
     metrics.identify(qemu_img=await qemu.version())
     return qemu
 

@@ -17,6 +17,7 @@ LAYERS = (
     {"errors", "model", "units"},
     {"configtypes"},
     {"config", "metrics", "log", "process", "policy", "sync"},
+    {"sandbox"},
     {"backends"},
     {"service"},
     {"loops"},

@@ -53,6 +53,7 @@ CONTRACT = {
     "unwatched_folders": set(),
     "eviction_doubts": set(),
     "build_info": {"version", "python", "qemu_img"},
+    "sandbox": {"kind"},
     "config_reload_success": set(),
 }
 """Every metric that others rely on, with its labels."""

@@ -219,6 +219,7 @@ def status(view: StatusView) -> wire.Status:
         uptime_seconds=view.uptime_seconds,
         ready=view.ready,
         stopping=view.stopping,
+        sandbox=view.sandbox,
         space=_space(view),
         eviction=wire.Pressure(
             doubts=[user(one) for one in view.doubts], unmet_bytes=view.unmet_bytes

@@ -22,6 +22,7 @@ from cacheagent.model import (
     ImageId,
     ImageState,
     InstanceId,
+    SandboxKind,
     UserKind,
     VerificationOutcome,
 )
@@ -292,6 +293,7 @@ class Status(Answer):
     uptime_seconds: float
     ready: bool
     stopping: bool
+    sandbox: SandboxKind
     space: Space
     eviction: Pressure
     counts: dict[str, int]

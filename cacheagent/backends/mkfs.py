@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import InvalidRequestError, MkfsError, ProgramMissingError
 from cacheagent.model import FileSystem, check_label
-from cacheagent.process import Limits, run_limited
+from cacheagent.process import Limits
+from cacheagent.sandbox import Files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from cacheagent.sandbox import Sandbox
 
 _CPU_SECONDS = 120
 _MEMORY = 2 << 30
@@ -48,7 +51,9 @@ def mkfs_arguments(path: Path, filesystem: FileSystem, label: str | None) -> lis
     return [*maker.command, maker.label_option, label, str(path)]
 
 
-async def make_filesystem(path: Path, filesystem: FileSystem, label: str | None) -> None:
+async def make_filesystem(
+    path: Path, filesystem: FileSystem, label: str | None, *, sandbox: Sandbox
+) -> None:
     """Make a file system in the raw file at ``path``, as large as the file is.
 
     Raises: InvalidRequestError where the label or the size does not suit the file system, or
@@ -59,7 +64,7 @@ async def make_filesystem(path: Path, filesystem: FileSystem, label: str | None)
     length = (await asyncio.to_thread(path.stat)).st_size
     limits = Limits(cpu_seconds=_CPU_SECONDS, memory=_MEMORY, file_size=length)
     try:
-        completed = await run_limited(argv, limits=limits)
+        completed = await sandbox.run(argv, limits=limits, files=Files(write=(path,)))
     except ProgramMissingError as error:
         problem = f"this host cannot make {filesystem}: {error}"
         raise InvalidRequestError([("filesystem", problem)]) from error

@@ -1,4 +1,4 @@
-"""Every qemu-img command line: always with a format, always under limits.
+"""Every qemu-img command line: always with a format, always under limits, always shut in.
 
 The functions named ``*_arguments`` give what stands behind ``qemu-img``. A file is an absolute
 path, which QEMU cannot take for a protocol (``json:`` and ``nbd:`` names, CVE-2024-4467), and its
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cacheagent.errors import QemuImgError
 from cacheagent.model import DiskFormat
-from cacheagent.process import Limits, run_limited
+from cacheagent.process import Limits
+from cacheagent.sandbox import Files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cacheagent.process import Completed
+    from cacheagent.sandbox import Sandbox
 
 _CHECKED_WITH_FINDINGS = (0, 2, 3)
 _CANNOT_BE_CHECKED = 63
@@ -79,25 +81,34 @@ class QemuImg:
     where there is none or somebody killed it, and ValueError for a path that is not absolute.
     """
 
-    def __init__(self, settings: QemuImgSettings) -> None:
+    def __init__(self, settings: QemuImgSettings, sandbox: Sandbox) -> None:
         self._settings = settings
+        self._sandbox = sandbox
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """What it is shut in by."""
+        return self._sandbox
 
     async def version(self) -> str:
         """Ask which version of QEMU it belongs to."""
-        words = (await self._run(["--version"], file_size=0)).decode(errors="replace")
+        words = (await self._run(["--version"], Files(), file_size=0)).decode(errors="replace")
         match = _VERSION.search(words)
         return match[1] if match else "unknown"
 
     async def info(self, path: Path, image_format: str) -> QemuImgInfo:
         """Read sizes and references from the header; also while a guest has the file open."""
-        return parse_info(await self._run(info_arguments(path, image_format), file_size=0))
+        words, files = info_arguments(path, image_format), Files(read=(path,))
+        return parse_info(await self._run(words, files, file_size=0))
 
     async def check(self, path: Path, image_format: str) -> None:
         """Check the tables of an image, without repair; formats that have none pass.
 
-        Clusters that are only leaked are no finding. Raises: QemuImgError with what was found.
+        Clusters that are only leaked are no finding. An overlay cannot be checked: its base is
+        not shown to qemu-img. Raises: QemuImgError with what was found.
         """
-        completed = await self._complete(check_arguments(path, image_format), file_size=0)
+        words, files = check_arguments(path, image_format), Files(read=(path,))
+        completed = await self._complete(words, files, file_size=0)
         if completed.returncode == _CANNOT_BE_CHECKED:
             return
         if completed.returncode not in _CHECKED_WITH_FINDINGS:
@@ -124,11 +135,16 @@ class QemuImg:
         this fails. Raises: QemuImgError with ``no_space`` where the file system is full.
         """
         words = partial(convert_arguments, source, source_format, target, target_format)
-        limits = self._limits(longest_file(max_bytes, target_format), converted=max_bytes)
-        watch = ProgressReader(on_progress)
-        completed = await self._convert(words, "none", limits, watch)
+        run = partial(
+            self._convert,
+            words,
+            files=Files(read=(source,), write=(target,)),
+            limits=self._limits(longest_file(max_bytes, target_format), converted=max_bytes),
+            on_stdout=ProgressReader(on_progress).feed,
+        )
+        completed = await run(cache="none")
         if completed.returncode != 0 and _NO_DIRECT_IO.search(completed.stderr):
-            completed = await self._convert(words, "writeback", limits, watch)
+            completed = await run(cache="writeback")
         if completed.returncode != 0:
             raise _error("convert", completed)
 
@@ -136,39 +152,48 @@ class QemuImg:
         self, target: Path, *, base: Path, base_format: DiskFormat, size: int, options: str
     ) -> None:
         """Make an empty qcow2 of ``size`` bytes on ``base``; ``options`` as for ``-o``."""
-        await self._run(
-            create_overlay_arguments(
-                target, base=base, base_format=base_format, size=size, options=options
-            )
+        words = create_overlay_arguments(
+            target, base=base, base_format=base_format, size=size, options=options
         )
+        await self._run(words, Files(read=(base,), write=(target,)))
 
     async def create(
         self, target: Path, disk_format: DiskFormat, *, size: int, options: str
     ) -> None:
         """Make an empty disk of ``size`` bytes; ``options`` as for ``-o``."""
-        await self._run(create_arguments(target, disk_format, size=size, options=options))
+        words = create_arguments(target, disk_format, size=size, options=options)
+        await self._run(words, Files(write=(target,)))
 
     async def resize(self, path: Path, image_format: DiskFormat, size: int) -> None:
         """Grow a disk that no guest has open to ``size`` bytes; it is never made smaller."""
-        await self._run(resize_arguments(path, image_format, size))
+        await self._run(resize_arguments(path, image_format, size), Files(write=(path,)))
 
-    async def _run(self, arguments: Sequence[str], *, file_size: int | None = None) -> bytes:
-        completed = await self._complete(arguments, file_size=file_size)
+    async def _run(
+        self, arguments: Sequence[str], files: Files, *, file_size: int | None = None
+    ) -> bytes:
+        completed = await self._complete(arguments, files, file_size=file_size)
         if completed.returncode != 0:
             raise _error(arguments[0], completed)
         return completed.stdout
 
-    async def _complete(self, arguments: Sequence[str], *, file_size: int | None) -> Completed:
+    async def _complete(
+        self, arguments: Sequence[str], files: Files, *, file_size: int | None
+    ) -> Completed:
         words = [self._settings.binary, *arguments]
-        return await run_limited(words, limits=self._limits(file_size))
+        return await self._sandbox.run(words, limits=self._limits(file_size), files=files)
 
     async def _convert(
-        self, words: partial[list[str]], cache: str, limits: Limits, watch: ProgressReader
+        self,
+        words: partial[list[str]],
+        *,
+        cache: str,
+        files: Files,
+        limits: Limits,
+        on_stdout: Callable[[bytes], None],
     ) -> Completed:
         arguments = words(threads=self._settings.convert_threads, cache=cache)
-        return await run_limited(
-            [self._settings.binary, *arguments], limits=limits, on_stdout=watch.feed
-        )
+        program = [self._settings.binary, *arguments]
+        return await self._sandbox.run(program, limits=limits, files=files, on_stdout=on_stdout)
 
     def _limits(self, file_size: int | None, *, converted: int = 0) -> Limits:
         return Limits(

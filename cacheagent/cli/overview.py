@@ -34,6 +34,7 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     yield "up for", timedelta(seconds=int(status["uptime_seconds"]))
     yield "ready", "stopping" if status["stopping"] else "yes" if status["ready"] else "no"
     yield "glance", _glance(status["glance"])
+    yield "sandbox", status["sandbox"]
     used, size = format_size(space["used_bytes"]), format_size(space["size_bytes"])
     yield "file system", f"{used} of {size} used, {format_size(space['free_bytes'])} free"
     most = space["max_size_bytes"]

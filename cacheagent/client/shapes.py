@@ -246,6 +246,7 @@ class StatusShape(TypedDict):
     uptime_seconds: float
     ready: bool
     stopping: bool
+    sandbox: Literal["systemd", "bubblewrap", "rlimits"]
     space: SpaceShape
     eviction: PressureShape
     counts: dict[str, int]

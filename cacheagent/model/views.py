@@ -129,6 +129,17 @@ class Verification:
     error: str | None = None
 
 
+class SandboxKind(enum.StrEnum):
+    """What qemu-img and the tools for file systems are shut in by; the safest comes first.
+
+    ``SYSTEMD`` is bubblewrap in a unit of its own, ``RLIMITS`` no more than limits of resources.
+    """
+
+    SYSTEMD = "systemd"
+    BUBBLEWRAP = "bubblewrap"
+    RLIMITS = "rlimits"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """What the catalog holds, counted.
@@ -167,6 +178,7 @@ class StatusView:
     uptime_seconds: float
     ready: bool
     stopping: bool
+    sandbox: SandboxKind
     space: SpaceUsage
     cache_bytes: int
     reserved: int

@@ -129,7 +129,7 @@ class Making:
         raw = await self._store.begin_disk(key, DiskFormat.RAW)
         await self._store.make_hole(raw, size)
         async with self._disk_room.conversion(0):
-            await mkfs.make_filesystem(raw, filesystem, label)
+            await mkfs.make_filesystem(raw, filesystem, label, sandbox=self._qemu.sandbox)
         if disk_format is DiskFormat.QCOW2:
             making = await self._store.begin_disk(key, DiskFormat.QCOW2)
             written = await self._store.allocated(raw)

@@ -30,6 +30,7 @@ class Status:
         self._now = parts.now
         self._store = parts.store
         self._glance = parts.glance
+        self._qemu = parts.qemu
         self._room = parts.room
         self._metrics = parts.metrics
         self._config = parts.config
@@ -52,6 +53,7 @@ class Status:
             uptime_seconds=(self._now() - self._started_at).total_seconds(),
             ready=self.ready,
             stopping=self.stopping,
+            sandbox=self._qemu.sandbox.kind,
             space=usage,
             cache_bytes=await self._store.cache_bytes(),
             reserved=self._room.reserved,

@@ -32,6 +32,7 @@ async def test_status_gives_every_figure(ask: Ask) -> None:
         "uptime_seconds": 12.5,
         "ready": True,
         "stopping": False,
+        "sandbox": "bubblewrap",
         "space": {
             "size_bytes": 1000,
             "used_bytes": 600,

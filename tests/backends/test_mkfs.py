@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,7 +13,11 @@ from cacheagent.backends.mkfs import make_filesystem, mkfs_arguments
 from cacheagent.errors import InvalidRequestError, MkfsError, RetryLaterError
 from cacheagent.model import FileSystem
 from cacheagent.process import ENVIRONMENT
-from tests.needs import require
+from tests.fakes.sandboxes import BUBBLEWRAP, RLIMITS
+from tests.needs import require, require_bubblewrap
+
+if TYPE_CHECKING:
+    from cacheagent.sandbox import Sandbox
 
 MIB = 1 << 20
 # Offset and bytes of the magic and of the label: ext4(5), the XFS on-disk format, the FAT
@@ -50,14 +55,17 @@ def stand_in(path: Path, tool: str, script: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("filesystem", list(FileSystem))
 @pytest.mark.parametrize("label", ["ephemeral0", None])
+@pytest.mark.parametrize("sandbox", [RLIMITS, BUBBLEWRAP], ids=lambda sandbox: str(sandbox.kind))
 async def test_each_file_system_is_made_with_its_label(
-    tmp_path: Path, filesystem: FileSystem, label: str | None
+    tmp_path: Path, filesystem: FileSystem, label: str | None, sandbox: Sandbox
 ) -> None:
     """The file keeps its size and its holes, and bears the magic and the label."""
     tool = TOOLS[filesystem]
     require(shutil.which(tool, path=ENVIRONMENT["PATH"]), f"{tool} is not installed")
+    if sandbox is BUBBLEWRAP:
+        require_bubblewrap()
     disk = blank(tmp_path / "disk", 320 * MIB)
-    await make_filesystem(disk, filesystem, label)
+    await make_filesystem(disk, filesystem, label, sandbox=sandbox)
     (offset, magic), label_offset = LAYOUTS[filesystem]
     with disk.open("rb") as file:
         start = file.read(MIB)
@@ -98,7 +106,7 @@ async def test_a_disk_that_is_too_small_is_the_requests_fault(tmp_path: Path) ->
     """The words of the tool say why this size does not do."""
     disk = blank(tmp_path / "disk", 4096)
     with pytest.raises(InvalidRequestError, match=r"filesystem: mkswap: .*at least"):
-        await make_filesystem(disk, FileSystem.SWAP, None)
+        await make_filesystem(disk, FileSystem.SWAP, None, sandbox=RLIMITS)
 
 
 async def test_a_tool_that_is_not_installed_is_named(
@@ -110,7 +118,7 @@ async def test_a_tool_that_is_not_installed_is_named(
     monkeypatch.setattr(process, "ENVIRONMENT", {"PATH": str(tmp_path), "LC_ALL": "C"})
     disk = blank(tmp_path / "disk", MIB)
     with pytest.raises(InvalidRequestError, match=r"cannot make xfs: mkfs\.xfs is not installed"):
-        await make_filesystem(disk, FileSystem.XFS, None)
+        await make_filesystem(disk, FileSystem.XFS, None, sandbox=RLIMITS)
 
 
 async def test_a_full_disk_is_not_the_requests_fault(
@@ -120,7 +128,7 @@ async def test_a_full_disk_is_not_the_requests_fault(
     stand_in(tmp_path, "mkswap", "echo 'No space left on device' >&2; exit 1", monkeypatch)
     disk = blank(tmp_path / "disk", MIB)
     with pytest.raises(MkfsError) as caught:
-        await make_filesystem(disk, FileSystem.SWAP, None)
+        await make_filesystem(disk, FileSystem.SWAP, None, sandbox=RLIMITS)
     assert caught.value.no_space
 
 
@@ -131,7 +139,7 @@ async def test_a_tool_that_was_killed_may_be_asked_again(
     stand_in(tmp_path, "mkswap", "kill -KILL $$", monkeypatch)
     disk = blank(tmp_path / "disk", MIB)
     with pytest.raises(RetryLaterError, match="mkswap was killed by SIGKILL"):
-        await make_filesystem(disk, FileSystem.SWAP, None)
+        await make_filesystem(disk, FileSystem.SWAP, None, sandbox=RLIMITS)
 
 
 async def test_a_tool_cannot_make_the_file_longer(
@@ -141,5 +149,5 @@ async def test_a_tool_cannot_make_the_file_longer(
     disk = blank(tmp_path / "disk", MIB)
     stand_in(tmp_path, "mkswap", f"exec truncate -s 2M {disk}", monkeypatch)
     with pytest.raises(MkfsError, match="limit on the size of a file"):
-        await make_filesystem(disk, FileSystem.SWAP, None)
+        await make_filesystem(disk, FileSystem.SWAP, None, sandbox=RLIMITS)
     assert disk.stat().st_size == MIB

@@ -13,10 +13,11 @@ import pytest
 from cacheagent.backends import qemuimg
 from cacheagent.backends.qemuimg import ProgressReader, QemuImg, QemuImgInfo, QemuImgSettings
 from cacheagent.errors import ProgramMissingError, QemuImgError
-from cacheagent.model import DiskFormat
+from cacheagent.model import DiskFormat, SandboxKind
 from cacheagent.process import Limits, run_limited
 from tests.fakes import images
-from tests.needs import require_programs
+from tests.fakes.sandboxes import BUBBLEWRAP, RLIMITS
+from tests.needs import require_bubblewrap, require_programs
 from tests.test_process import wait_for_ends
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def settings(binary: str = "qemu-img") -> QemuImgSettings:
     )
 
 
-@pytest.fixture
-def qemu() -> QemuImg:
-    """Give the real qemu-img."""
+@pytest.fixture(params=[RLIMITS, BUBBLEWRAP], ids=lambda sandbox: str(sandbox.kind))
+def qemu(request: pytest.FixtureRequest) -> QemuImg:
+    """Give the real qemu-img, with limits alone and in bubblewrap."""
     require_programs("qemu-img")
-    return QemuImg(settings())
+    if request.param.kind is SandboxKind.BUBBLEWRAP:
+        require_bubblewrap()
+    return QemuImg(settings(), request.param)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def stand_in(tmp_path: Path) -> Callable[[str], QemuImg]:
         program = tmp_path / "stand-in"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
-        return QemuImg(settings(str(program)))
+        return QemuImg(settings(str(program)), RLIMITS)
 
     return make
 
@@ -199,7 +202,8 @@ async def test_an_overlay_has_its_base_and_its_size(qemu: QemuImg, tmp_path: Pat
     info = await qemu.info(overlay, "qcow2")
     assert (info.backing_file, info.backing_format) == (str(base), "raw")
     assert info.virtual_size == 64 * MIB
-    await qemu.check(overlay, "qcow2")
+    plain = await run_limited(["qemu-img", "check", "-q", str(overlay)], limits=Limits())
+    assert plain.returncode == 0
 
 
 @pytest.mark.parametrize("disk_format", list(DiskFormat))
@@ -331,7 +335,7 @@ async def test_a_conversion_has_cpu_time_that_suits_its_size(
 async def test_a_missing_qemu_img_is_named() -> None:
     """An operator reads what to install or where to point the configuration."""
     with pytest.raises(ProgramMissingError, match="/nowhere/qemu-img"):
-        await QemuImg(settings("/nowhere/qemu-img")).info(Path("/disk"), "raw")
+        await QemuImg(settings("/nowhere/qemu-img"), RLIMITS).info(Path("/disk"), "raw")
 
 
 async def test_cancelling_a_conversion_kills_the_real_qemu_img(

@@ -354,6 +354,7 @@ class FakeDaemon:
                 "uptime_seconds": 93784.5,
                 "ready": True,
                 "stopping": False,
+                "sandbox": "bubblewrap",
                 "space": space,
                 "eviction": {
                     "doubts": [{"kind": "doubt", "path": "/scanned", "detail": "is empty"}],

@@ -35,6 +35,7 @@ from cacheagent.service.reconcile import Reconcile
 from cacheagent.service.repair import Repair
 from cacheagent.service.room import Room
 from cacheagent.service.use import Use
+from tests.fakes.sandboxes import RLIMITS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -136,7 +137,8 @@ async def _parts(
                 cpu_time_limit=config.qemu.cpu_time_limit,
                 memory_limit=config.qemu.memory_limit,
                 convert_threads=config.qemu.convert_threads,
-            )
+            ),
+            RLIMITS,
         ),
         room=room,
         disk_room=room,

@@ -1,0 +1,144 @@
+"""bubblewrap (bwrap(1)): its command line, and the end of what it has started.
+
+It needs no privileges but user namespaces, and inside no more of them can be made: that is what
+exploits of the kernel begin with. QEMU's locks belong to the file, so they meet those of guests
+outside (``F_OFD_SETLK``, fcntl(2)); QEMU opens /dev/null to find out whether there are such locks,
+and would do without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import select
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cacheagent.errors import ProgramMissingError
+from cacheagent.process import run_limited, unless_killed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from cacheagent.process import Completed, Limits
+
+# Programs, their libraries, and what the tools for file systems read beside them.
+_SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
+_SETTINGS: Final = ("/etc/ld.so.cache", "/etc/mke2fs.conf")
+
+_SHUT: Final = (
+    *("bwrap", "--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net"),
+    *("--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+    *("--die-with-parent", "--cap-drop", "ALL", "--chdir", "/"),
+)
+# No --new-session: run_limited gives the program one without a terminal, and kills by its group.
+# No --proc: nothing here needs it, and a unit with ProtectKernelTunables= could not mount it.
+
+_FIRST: Final = re.compile(rb'"child-pid": (\d+)')
+_TOLD = 4096
+_SIGNALLED = 128
+_PATIENCE = 30_000
+_NEW_FILE = 0o600
+_NOT_THERE = "bwrap: execvp "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What a program needs of the host's files, beyond itself: absolute paths, each one file.
+
+    Those of ``write`` are made, empty, where they are not there: nothing else can be written,
+    nor made beside them.
+    """
+
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+
+
+def words(files: Files, program: str, *, tell: int) -> list[str]:
+    """Give the words in front of ``program``; bubblewrap tells ``tell`` what it has begun."""
+    return [
+        *_SHUT,
+        *("--info-fd", str(tell)),
+        *_binds("--ro-bind-try", _SYSTEM),
+        *_binds("--ro-bind-try", _SETTINGS),
+        *_binds("--dev-bind", ["/dev/null"]),
+        *_binds("--ro-bind", _elsewhere(program)),
+        *_binds("--ro-bind", map(str, files.read)),
+        *_binds("--bind", map(str, files.write)),
+        *("--remount-ro", "/", "--"),
+    ]
+
+
+def _binds(option: str, paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        yield from (option, path, path)
+
+
+def _elsewhere(program: str) -> list[str]:
+    """Give the program where an operator keeps one that is not among the system's."""
+    system = any(Path(program).is_relative_to(folder) for folder in _SYSTEM)
+    return [program] if program.startswith("/") and not system else []
+
+
+def make_targets(files: Files) -> None:
+    """Make the files that will be written, where they are not there; it blocks.
+
+    Raises: OSError where that cannot be, or a symbolic link lies there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    for path in files.write:
+        os.close(os.open(path, flags, _NEW_FILE))
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    limits: Limits,
+    files: Files,
+    on_stdout: Callable[[bytes], None] | None,
+) -> Completed:
+    """Run a program in bubblewrap, as ``process.run_limited`` runs one without it."""
+    told, tell = os.pipe()
+    try:
+        command = [*words(files, argv[0], tell=tell), *argv]
+        completed = await run_limited(command, limits=limits, on_stdout=on_stdout, pass_fds=(tell,))
+    finally:
+        os.close(tell)
+        await asyncio.to_thread(wait_until_gone, told)
+    return of_the_program(argv[0], completed)
+
+
+def wait_until_gone(told: int) -> None:
+    """Wait for the end of all that bubblewrap began, when itself has ended; it blocks.
+
+    The kernel kills the first process in the namespace as soon as bubblewrap has gone, and the
+    others before that one has ended. ``told`` is what it told ``--info-fd``, and is closed.
+    """
+    with open(told, "rb") as stream:
+        first = _FIRST.search(stream.read(_TOLD))
+    if first is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(int(first[1]))
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(_PATIENCE)
+        finally:
+            os.close(pidfd)
+
+
+def of_the_program(program: str, completed: Completed) -> Completed:
+    """Read from the end of bubblewrap how the program in it ended.
+
+    Raises: ProgramMissingError where it is not installed, ProgramKilledError where somebody
+    killed it.
+    """
+    if completed.returncode == 1 and completed.stderr.startswith(_NOT_THERE):
+        raise ProgramMissingError(f"{program} is not installed")
+    if completed.returncode > _SIGNALLED:
+        completed = replace(completed, returncode=_SIGNALLED - completed.returncode)
+    return unless_killed(program, completed)

@@ -1,0 +1,85 @@
+"""How programs are shut in on this host, and running them so."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from cacheagent.errors import ConfigError, HostUnavailableError
+from cacheagent.model import SandboxKind
+from cacheagent.process import Completed, Limits, run_limited
+from cacheagent.sandbox import bubblewrap, unit
+from cacheagent.sandbox.bubblewrap import Files
+from cacheagent.sandbox.order import Order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """One way of running a program; ``socket`` is where the unit listens, for ``SYSTEMD``."""
+
+    kind: SandboxKind
+    socket: Path
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        limits: Limits,
+        files: Files,
+        on_stdout: Callable[[bytes], None] | None = None,
+    ) -> Completed:
+        """Run a program that needs ``files`` to its end, as ``process.run_limited`` does.
+
+        Raises: ProgramMissingError where the program is not installed, HostUnavailableError
+        where what would shut it in is away, or somebody killed it before its end.
+        """
+        if self.kind is SandboxKind.RLIMITS:
+            return await run_limited(argv, limits=limits, on_stdout=on_stdout)
+        try:
+            await asyncio.to_thread(bubblewrap.make_targets, files)
+        except OSError as error:
+            words = f"{error.filename}: {error.strerror}"
+            return Completed(returncode=1, stdout=b"", stderr=words)
+        if self.kind is SandboxKind.BUBBLEWRAP:
+            return await bubblewrap.run(argv, limits=limits, files=files, on_stdout=on_stdout)
+        order = Order(argv=tuple(argv), limits=limits, files=files)
+        return await unit.run(self.socket, order, on_stdout=on_stdout)
+
+
+async def find_sandbox(wanted: SandboxKind | None, *, socket: Path, program: str) -> Sandbox:
+    """Give the way of this name; for None the safest one in which ``program`` runs here.
+
+    Raises: ConfigError where the one that is wanted does not work.
+    """
+    for kind in SandboxKind if wanted is None else (wanted,):
+        sandbox = Sandbox(kind=kind, socket=socket)
+        why = await _why_not(sandbox, program)
+        if why is None:
+            return sandbox
+        if wanted is not None:
+            raise ConfigError(f"qemu.sandbox: {wanted} does not work here: {why}")
+        _log.info("a way to shut programs in does not work here", sandbox=kind, why=why)
+    return Sandbox(kind=SandboxKind.RLIMITS, socket=socket)
+
+
+async def _why_not(sandbox: Sandbox, program: str) -> str | None:
+    """Run the program for its version, and tell why that fails. Limits alone need no trial."""
+    if sandbox.kind is SandboxKind.RLIMITS:
+        return None
+    limits = Limits(cpu_seconds=_PROBE_SECONDS)
+    try:
+        done = await sandbox.run([program, "--version"], limits=limits, files=Files())
+    except HostUnavailableError as error:
+        return str(error)
+    return None if done.returncode == 0 else done.last_words
