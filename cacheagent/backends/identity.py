@@ -47,6 +47,10 @@ class NoIdentity:
         """Give the base URLs of the image service, in order of preference."""
         return self._endpoints
 
+    async def key_managers(self) -> Sequence[str]:
+        """Give none."""
+        return ()
+
     async def token(self) -> str | None:
         """Give None."""
         return None
@@ -76,10 +80,11 @@ class KeystoneSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Grant:
-    """What Keystone gave: a token and the image services; times are those of the clock."""
+    """What Keystone gave: a token, and where services are; times are those of the clock."""
 
     token: str
     endpoints: tuple[str, ...]
+    key_managers: tuple[str, ...]
     fetched_at: float
     use_until: float
 
@@ -153,6 +158,13 @@ class KeystoneIdentity:
                 glance_status=404,
             )
         return grant.endpoints
+
+    async def key_managers(self) -> Sequence[str]:
+        """Give the base URLs of the key managers (Barbican) in the catalogue, none where none is.
+
+        Raises: as ``token``.
+        """
+        return (await self._current()).key_managers
 
     async def token(self) -> str | None:
         """Give the agent's token, fresh enough to be used.
@@ -244,18 +256,19 @@ def _authenticate(cloud: _Cloud, clock: Callable[[], float]) -> _Grant:
         now = clock()
         return _Grant(
             token=str(access.auth_token),
-            endpoints=_image_services(access, cloud),
+            endpoints=_services(access, cloud, "image"),
+            key_managers=_services(access, cloud, "key-manager"),
             fetched_at=now,
             use_until=now + life - min(LONGEST_MARGIN, life / 4),
         )
 
 
-def _image_services(access: Any, cloud: _Cloud) -> tuple[str, ...]:  # noqa: ANN401  keystoneauth1 has no types here
-    """Find the image services of one region: those of another have other images."""
+def _services(access: Any, cloud: _Cloud, kind: str) -> tuple[str, ...]:  # noqa: ANN401  keystoneauth1 has no types here
+    """Find the services of a kind in one region: those of another have other images, and keys."""
     if not access.has_service_catalog():
         return ()
     found = access.service_catalog.get_endpoints_data(
-        service_type="image", interface=cloud.interface, region_name=cloud.region
+        service_type=kind, interface=cloud.interface, region_name=cloud.region
     )
     services = [service for each in found.values() for service in each]
     return tuple(

@@ -37,10 +37,14 @@ incomplete                  the file is long enough for its own header
 inspector-failed            the inspector of its format understood it
 virtual-size-unknown        its header tells the size of its disk
 conversion                  ``qemu-img`` finds it sound, and can convert it
+signature-missing           where ``images.verify_signatures`` asks for it: it is signed
+signature-certificate       by a key whose certificate is known, valid now, and trusted
+signature-invalid           and the signature holds for all its bytes
 ==========================  ==================================================================
 
-Those from ``backing-file`` on, but for the last, are rules that ``Failure.rule`` names; a later
-oslo.utils may add more of them. The last is raised by who runs qemu-img.
+Those from ``backing-file`` to ``virtual-size-unknown`` are rules that ``Failure.rule`` names; a
+later oslo.utils may add more of them. ``conversion`` is raised by who runs qemu-img, the last three
+by who checks signatures.
 """
 
 from __future__ import annotations
