@@ -78,6 +78,8 @@ RELOADABLE = frozenset(
         "images.verify_signatures",
         "log.format",
         "log.level",
+        "quarantine.max_age",
+        "quarantine.max_size",
         "scrub.bytes_per_second",
         "scrub.interval",
     }
@@ -221,6 +223,16 @@ class EvictionConfig(_Section):
         return self
 
 
+class QuarantineConfig(_Section):
+    """``[quarantine]``: the bounds of what was refused. ``max_size`` 0 keeps nothing.
+
+    ``max_age`` 0 = no bound.
+    """
+
+    max_size: Size = 5 << 30
+    max_age: Duration = 604800.0
+
+
 class ScrubConfig(_Section):
     """``[scrub]``: how often, and how fast, bases are read again. ``interval`` 0 = off."""
 
@@ -279,6 +291,7 @@ class Config(_Section):
     glance: GlanceConfig = Field(default_factory=GlanceConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     eviction: EvictionConfig = Field(default_factory=EvictionConfig)
+    quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     scrub: ScrubConfig = Field(default_factory=ScrubConfig)
     overlay: OverlayConfig = Field(default_factory=OverlayConfig)
     qemu: QemuConfig = Field(default_factory=QemuConfig)

@@ -102,6 +102,10 @@ class ProblemError(CacheAgentError):
         """Give the members beside type, title, status and detail; values are JSON."""
         return {}
 
+    def add(self, words: str) -> None:
+        """Add to the detail what its cause could not know."""
+        self.args = (f"{self}; {words}",)
+
 
 class InvalidRequestError(ProblemError):
     """The request cannot be read; ``problems`` holds pairs of field and problem."""

@@ -237,6 +237,10 @@ class Metrics:
         self.eviction_doubts = self._gauge(
             "eviction_doubts", "What keeps all bases from eviction now, since it cannot be told."
         )
+        self.quarantine_bytes = self._gauge(
+            "quarantine_bytes", "Bytes of refused images and damaged bases in quarantine."
+        )
+        self.quarantine_files = self._gauge("quarantine_files", "Refused images in quarantine.")
         self.prune_last_success_timestamp_seconds = self._gauge(
             "prune_last_success_timestamp_seconds", "When a pass last did what it should."
         )

@@ -102,7 +102,7 @@ def wire(parts: Parts) -> Agent:
     repair = Repair(parts, bases, use)
     verify = Verify(parts, bases, repair, access=access)
     creation = Creation(parts, bases=bases, making=Making(parts))
-    status = Status(parts, bases=bases, outcome=evictions.outcome)
+    status = Status(parts, bases=bases, outcome=evictions.outcome, access=access)
     reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)

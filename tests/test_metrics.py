@@ -52,6 +52,8 @@ CONTRACT = {
     "inotify_overflows_total": set(),
     "unwatched_folders": set(),
     "eviction_doubts": set(),
+    "quarantine_bytes": set(),
+    "quarantine_files": set(),
     "build_info": {"version", "python", "qemu_img"},
     "sandbox": {"kind"},
     "config_reload_success": set(),

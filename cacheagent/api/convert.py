@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ImageView,
         InstanceId,
         Progress,
+        QuarantineView,
         StatusView,
         User,
         Verification,
@@ -144,6 +145,10 @@ def pruned(done: Pruned) -> wire.Pruned:
         freed_bytes=done.freed_bytes,
         unmet_bytes=done.unmet_bytes,
         unmet_inodes=done.unmet_inodes,
+        dropped=[
+            wire.DroppedFile(name=str(each.name), image_id=each.name.image_id, bytes=each.allocated)
+            for each in done.dropped
+        ],
         evicted=[_evicted(each) for each in done.evicted],
         stay=[_staying(each) for each in done.stay],
         skipped=[_skipped(each) for each in done.skipped],
@@ -224,6 +229,7 @@ def status(view: StatusView) -> wire.Status:
         eviction=wire.Pressure(
             doubts=[user(one) for one in view.doubts], unmet_bytes=view.unmet_bytes
         ),
+        quarantine=_quarantine(view.quarantine),
         counts=dict(view.counts),
         loops={
             name: wire.Loop(last_run_at=_utc(at) if at else None) for name, at in view.loops.items()
@@ -246,6 +252,25 @@ def _space(view: StatusView) -> wire.Space:
         high_watermark_bytes=view.high_watermark_bytes,
         low_watermark_bytes=view.low_watermark_bytes,
         min_free_bytes=view.min_free,
+    )
+
+
+def _quarantine(view: QuarantineView) -> wire.Quarantine:
+    return wire.Quarantine(
+        bytes=view.allocated,
+        max_size_bytes=view.max_size,
+        count=view.count,
+        files=[
+            wire.QuarantinedFile(
+                name=each.name,
+                image_id=each.image_id,
+                reason=each.reason,
+                detail=_text(each.detail),
+                size_bytes=each.allocated,
+                quarantined_at=_utc(each.at),
+            )
+            for each in view.files
+        ],
     )
 
 

@@ -142,8 +142,8 @@ class StatusService(Protocol):
         """Whether the daemon is on its way out and takes no new work."""
         ...
 
-    async def status(self) -> StatusView:
-        """Give the agent at a glance."""
+    async def status(self, caller: Caller) -> StatusView:
+        """Give the agent at a glance; of refused images those that the caller may see."""
         ...
 
     async def refresh_metrics(self) -> None:

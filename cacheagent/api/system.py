@@ -28,7 +28,8 @@ async def prune(request: web.Request) -> Reply:
 
 async def status(request: web.Request) -> Reply:
     """Give the agent at a glance."""
-    return json_reply(200, convert.status(await request.app[SERVICES].status.status()))
+    caller = reading.caller(request)
+    return json_reply(200, convert.status(await request.app[SERVICES].status.status(caller)))
 
 
 async def healthz(_request: web.Request) -> Reply:

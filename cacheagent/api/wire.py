@@ -225,12 +225,20 @@ class SkippedBase(Answer):
     users: list[User]
 
 
+class DroppedFile(Answer):
+    """A refused image that went from quarantine, or would go, before any base."""
+
+    name: str
+    image_id: ImageId
+    bytes: Size
+
+
 class Pruned(Answer):
     """What a pass did, or would do in a dry run.
 
-    ``evicted`` is what went, or would go, in order. ``needed_bytes`` is the largest shortage;
-    ``freed_bytes`` are measured, in a dry run planned; ``unmet_bytes`` and ``unmet_inodes`` are
-    short still.
+    ``dropped`` went from quarantine, or would go, and then ``evicted``, in order. ``needed_bytes``
+    is the largest shortage; ``freed_bytes`` are measured, in a dry run planned; ``unmet_bytes``
+    and ``unmet_inodes`` are short still.
     """
 
     dry_run: bool
@@ -238,6 +246,7 @@ class Pruned(Answer):
     freed_bytes: Size
     unmet_bytes: Size
     unmet_inodes: Size
+    dropped: list[DroppedFile]
     evicted: list[EvictedBase]
     stay: list[StayingBase]
     skipped: list[SkippedBase]
@@ -272,6 +281,32 @@ class Pressure(Answer):
     unmet_bytes: Size
 
 
+class QuarantinedFile(Answer):
+    """A refused image: ``reason`` is the rule that it broke, ``detail`` what was found.
+
+    ``size_bytes`` is what it takes on the file system.
+    """
+
+    name: str
+    image_id: ImageId
+    reason: str
+    detail: str
+    size_bytes: Size
+    quarantined_at: datetime
+
+
+class Quarantine(Answer):
+    """What was refused, and is kept to be looked at; ``bytes`` counts damaged bases as well.
+
+    ``count`` are all refused images, ``files`` the newest of them.
+    """
+
+    bytes: Size
+    max_size_bytes: Size
+    count: Size
+    files: list[QuarantinedFile]
+
+
 class Loop(Answer):
     """A background loop; ``last_run_at`` is None until its first run has ended."""
 
@@ -296,6 +331,7 @@ class Status(Answer):
     sandbox: SandboxKind
     space: Space
     eviction: Pressure
+    quarantine: Quarantine
     counts: dict[str, int]
     loops: dict[str, Loop]
     glance: Glance

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from cacheagent.cli.settings import Settings, client_options, pass_settings
-from cacheagent.cli.text import print_facts
+from cacheagent.cli.text import print_facts, short_time
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cacheagent.client.shapes import GlanceShape, PressureShape, StatusShape
+    from cacheagent.client.shapes import (
+        GlanceShape,
+        PressureShape,
+        QuarantineShape,
+        StatusShape,
+    )
 
 
 @click.command()
@@ -46,6 +51,7 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     yield "kept free", format_size(space["min_free_bytes"])
     yield "watermarks", f"evicts above {high}, down to {low}"
     yield from _pressure(status["eviction"])
+    yield from _quarantine(status["quarantine"])
     for name, count in status["counts"].items():
         yield name, count
     for name, loop in status["loops"].items():
@@ -58,6 +64,16 @@ def _pressure(eviction: PressureShape) -> Iterator[tuple[str, object]]:
         yield "nothing is evicted", f"{doubt['path']} {doubt['detail']}"
     if eviction["unmet_bytes"]:
         yield "could not be freed", format_size(eviction["unmet_bytes"])
+
+
+def _quarantine(quarantine: QuarantineShape) -> Iterator[tuple[str, object]]:
+    """Tell what was refused, the newest first."""
+    held, most = quarantine["bytes"], quarantine["max_size_bytes"]
+    count = f", {quarantine['count']} refused" if quarantine["count"] else ""
+    yield "quarantine", f"{format_size(held)} of {format_size(most)}{count}"
+    for each in quarantine["files"]:
+        told = each["detail"] or each["reason"]
+        yield "refused", f"{each['image_id']} {short_time(each['quarantined_at'])}: {told}"
 
 
 def _glance(glance: GlanceShape) -> str:

@@ -183,6 +183,14 @@ class SkippedShape(TypedDict):
     users: list[UserShape]
 
 
+class DroppedShape(TypedDict):
+    """A refused image that went from quarantine, or would go."""
+
+    name: str
+    image_id: str
+    bytes: int
+
+
 class PrunedShape(TypedDict):
     """What a pass did, or would do in a dry run."""
 
@@ -191,6 +199,7 @@ class PrunedShape(TypedDict):
     freed_bytes: int
     unmet_bytes: int
     unmet_inodes: int
+    dropped: list[DroppedShape]
     evicted: list[EvictedShape]
     stay: list[StayingShape]
     skipped: list[SkippedShape]
@@ -225,6 +234,26 @@ class PressureShape(TypedDict):
     unmet_bytes: int
 
 
+class QuarantinedShape(TypedDict):
+    """A refused image: the rule that it broke, what was found, and when."""
+
+    name: str
+    image_id: str
+    reason: str
+    detail: str
+    size_bytes: int
+    quarantined_at: str
+
+
+class QuarantineShape(TypedDict):
+    """What was refused, and is kept to be looked at; the newest come first."""
+
+    bytes: int
+    max_size_bytes: int
+    count: int
+    files: list[QuarantinedShape]
+
+
 class LoopShape(TypedDict):
     """A background loop."""
 
@@ -249,6 +278,7 @@ class StatusShape(TypedDict):
     sandbox: Literal["systemd", "bubblewrap", "rlimits"]
     space: SpaceShape
     eviction: PressureShape
+    quarantine: QuarantineShape
     counts: dict[str, int]
     loops: dict[str, LoopShape]
     glance: GlanceShape

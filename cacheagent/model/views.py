@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cacheagent.model.ids import BaseId
+from cacheagent.model.ids import BaseId, ImageId
 from cacheagent.model.values import (
     Base,
     Disk,
@@ -165,6 +165,31 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedFile:
+    """A refused image in quarantine: the rule that it broke, in a word and in words, and when."""
+
+    name: str
+    image_id: ImageId
+    reason: str
+    detail: str
+    allocated: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineView:
+    """What lies in quarantine: bytes with those of damaged bases, and the bound that they have.
+
+    ``count`` are all refused images, ``files`` the newest of them that may be shown.
+    """
+
+    allocated: int
+    max_size: int
+    count: int
+    files: tuple[QuarantinedFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """The agent at a glance. ``loops`` maps a loop's name to the time of its last run.
 
@@ -188,6 +213,7 @@ class StatusView:
     max_size: int | None
     doubts: tuple[User, ...]
     unmet_bytes: int
+    quarantine: QuarantineView
     counts: Mapping[str, int]
     loops: Mapping[str, datetime | None]
     glance_reachable: bool | None

@@ -5,7 +5,7 @@ it out, a dry run shows it, ``why`` reads one line of it: none of them decides a
 
 The order is LRU: the base whose last use is longest ago goes first, of equal ones the larger.
 Bases that nobody is to have any more (idle for long, gone from Glance, damaged) go whether room is
-needed or not. The others go until every shortage is over.
+needed or not. For what is short then refused images go, and then the others until it is over.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from cacheagent.model import Base, BaseState, CachedImage, ImageId, SpaceUsage, Standing, User
+from cacheagent.policy.quarantine import REFUSED_INODES, Refused, for_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
 
 BASE_INODES = 2
 """Files that go with a base: itself and its manifest."""
@@ -66,8 +66,9 @@ class BaseUse:
 class Snapshot:
     """All that a plan is made from.
 
-    ``cache_bytes`` are those of bases and unfinished ingests as measured. ``reserved`` are those
-    that whatever runs may still write, ``cache_reserved`` the part of them that becomes cache.
+    ``cache_bytes`` are those of bases, ingests and quarantine as measured, ``refused`` the images
+    in quarantine. ``reserved`` are the bytes that whatever runs may still write,
+    ``cache_reserved`` the part of them that becomes cache.
     """
 
     bases: tuple[BaseUse, ...]
@@ -75,6 +76,7 @@ class Snapshot:
     cache_bytes: int
     reserved: int = 0
     cache_reserved: int = 0
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +162,10 @@ class Shortage:
 class EvictionPlan:
     """What goes, in order, and what stays; and whether that is enough.
 
-    ``needed_bytes`` is the largest shortage, ``unmet_bytes`` what is left of the hard ones when
-    all of ``evict`` has gone, ``unmet_reason`` whose they are. ``unmet_inodes`` is the same for
-    files. Where bases stay because all of them would not be enough (``NEVER_FITS``), both tell
-    what were left without them.
+    ``drop`` are refused images, which go before the bases. ``needed_bytes`` is the largest
+    shortage, ``unmet_bytes`` what is left of the hard ones when all that goes has gone,
+    ``unmet_reason`` whose they are. ``unmet_inodes`` is the same for files. Where bases stay since
+    all would not be enough (``NEVER_FITS``), both tell what were left without them.
     """
 
     evict: tuple[Eviction, ...]
@@ -172,11 +174,12 @@ class EvictionPlan:
     unmet_bytes: int
     unmet_inodes: int
     unmet_reason: Reason | None = None
+    drop: tuple[Refused, ...] = ()
 
     @property
     def freed_bytes(self) -> int:
         """What goes, in bytes."""
-        return sum(eviction.frees for eviction in self.evict)
+        return sum(each.allocated for each in self.drop) + sum(each.frees for each in self.evict)
 
 
 def plan_eviction(
@@ -189,7 +192,7 @@ def plan_eviction(
     if plan.unmet_inodes:
         # Other files take them all: throwing bases away would be to no avail.
         plan = _Plan(snapshot, policy, now, short, demand, 0).made()
-        freed = BASE_INODES * len(plan.evict)
+        freed = BASE_INODES * len(plan.evict) + REFUSED_INODES * len(plan.drop)
         plan = replace(plan, unmet_inodes=max(0, inodes - freed))
     if demand is not None and demand.kind is DemandKind.ROOM and plan.unmet_bytes:
         return _nothing(plan)
@@ -269,6 +272,7 @@ class _Plan:
         self._now = now
         self._shortages = short
         self._inodes = inodes
+        self._refused = snapshot.refused
         self._bases = sorted(snapshot.bases, key=lambda use: _order(use.base, now))
         # What a download brings is cache as well: below min_keep counts with it.
         self._kept = snapshot.cache_bytes + _coming(demand)[1]
@@ -283,6 +287,9 @@ class _Plan:
         for use in self._bases:
             if (reason := self._due(use)) is not None:
                 self._decide(use, reason)
+        needed = max((each.size for each in self._shortages), default=0)
+        drop = for_room(self._refused, needed - self._freed, self._inodes - self._freed_inodes)
+        self._free(sum(each.allocated for each in drop), REFUSED_INODES * len(drop))
         for use in self._bases:
             if self._due(use) is None:
                 self._decide(use, self._short_of())
@@ -291,11 +298,17 @@ class _Plan:
         return EvictionPlan(
             evict=tuple(self._evict),
             stay=tuple(self._stay),
-            needed_bytes=max((each.size for each in self._shortages), default=0),
+            needed_bytes=needed,
             unmet_bytes=0 if worst is None else worst.size - self._freed,
             unmet_inodes=max(0, self._inodes - self._freed_inodes),
             unmet_reason=None if worst is None else worst.reason,
+            drop=drop,
         )
+
+    def _free(self, size: int, inodes: int) -> None:
+        self._freed += size
+        self._kept -= size
+        self._freed_inodes += inodes
 
     def _due(self, use: BaseUse) -> Reason | None:
         """Tell why the base goes even where there is room enough."""
@@ -323,9 +336,7 @@ class _Plan:
             self._stay.append(self._stays(use, wanted, rules))
             return
         frees = use.base.allocated
-        self._freed += frees
-        self._kept -= frees
-        self._freed_inodes += BASE_INODES
+        self._free(frees, BASE_INODES)
         images = tuple(each.image.image_id for each in use.images)
         self._evict.append(Eviction(base=use.base, images=images, reason=wanted, frees=frees))
 
@@ -385,4 +396,4 @@ def _nothing(plan: EvictionPlan) -> EvictionPlan:
         )
         for each, number in zip(plan.evict, free, strict=False)
     )
-    return replace(plan, evict=(), stay=(*kept, *plan.stay))
+    return replace(plan, evict=(), drop=(), stay=(*kept, *plan.stay))

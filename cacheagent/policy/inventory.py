@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.model import BaseId, DiskFormat, DiskKey, ImageId, InstanceId
 from cacheagent.policy.layout import (
+    RefusedName,
     parse_base_name,
     parse_conversion_name,
     parse_disk_file_name,
@@ -18,8 +19,11 @@ from cacheagent.policy.layout import (
     parse_manifest_name,
     parse_part_name,
     parse_part_record_name,
+    parse_refused_name,
+    parse_refused_record_name,
     parse_template_name,
     parse_unfinished_name,
+    parse_unpacked_name,
 )
 
 if TYPE_CHECKING:
@@ -60,20 +64,25 @@ class LeftoverKind(enum.Enum):
 
     PART = enum.auto()
     CONVERSION = enum.auto()
+    UNPACKED = enum.auto()
     MANIFEST = enum.auto()
     TEMPLATE = enum.auto()
     UNFINISHED = enum.auto()
     TRASH = enum.auto()
     TRASHED_MANIFEST = enum.auto()
     QUARANTINE = enum.auto()
+    REFUSED = enum.auto()
+    REFUSED_RECORD = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
     """A file of ours, with what its name says: of which image, base or disk, in what format.
 
-    The record of a part is a ``PART`` as the part is. A template without a base has no
-    ``base_id``. What is ``UNFINISHED`` belongs to whatever it would become.
+    The record of a part is a ``PART`` as the part is. A ``REFUSED`` image and its record are told
+    by ``refused``, and have no ``image_id``: whoever works on that image does not work on them. A
+    template without a base has no ``base_id``. What is ``UNFINISHED`` belongs to whatever it would
+    become.
     """
 
     kind: LeftoverKind
@@ -82,6 +91,7 @@ class Leftover:
     base_id: BaseId | None = None
     format: DiskFormat | None = None
     key: DiskKey | None = None
+    refused: RefusedName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +220,8 @@ def _in_instance(path: Path) -> Leftover | None:
 def _in_ingest(path: Path) -> Leftover | None:
     if image_id := parse_part_name(path.name) or parse_part_record_name(path.name):
         return Leftover(kind=LeftoverKind.PART, path=path, image_id=image_id)
+    if image_id := parse_unpacked_name(path.name):
+        return Leftover(kind=LeftoverKind.UNPACKED, path=path, image_id=image_id)
     if converted := parse_conversion_name(path.name):
         return Leftover(kind=LeftoverKind.CONVERSION, path=path, image_id=converted[0])
     return None
@@ -232,6 +244,10 @@ def _in_trash(path: Path) -> Leftover | None:
 
 
 def _in_quarantine(path: Path) -> Leftover | None:
+    if refused := parse_refused_name(path.name):
+        return Leftover(kind=LeftoverKind.REFUSED, path=path, refused=refused)
+    if refused := parse_refused_record_name(path.name):
+        return Leftover(kind=LeftoverKind.REFUSED_RECORD, path=path, refused=refused)
     found = parse_base_name(path.name) or parse_manifest_name(path.name)
     return found and _of_base(LeftoverKind.QUARANTINE, path, found)
 

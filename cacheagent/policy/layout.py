@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cacheagent.model import (
@@ -28,11 +29,17 @@ from cacheagent.model import (
 _BLANK = "blank"
 _FORMAT = "|".join(DiskFormat)
 _BASE_NAME = re.compile(rf"(?P<base>[0-9a-z]+-[0-9a-f]+)\.(?P<format>{_FORMAT})")
-_INGEST_NAME = re.compile(rf"(?P<image>{UUID_PATTERN})\.(?P<kind>part|part\.json|{_FORMAT})")
+_INGEST_NAME = re.compile(
+    rf"(?P<image>{UUID_PATTERN})\.(?P<kind>part|part\.json|unpacked|{_FORMAT})"
+)
 _DISK_NAME = re.compile(rf"(?P<name>{DISK_NAME_PATTERN})\.(?P<format>{_FORMAT})")
 _TEMPLATE_NAME = re.compile(
     rf"(?P<base>{_BLANK}|[0-9a-z]+-[0-9a-f]+)\.[0-9]+\.[0-9a-f]{{16}}\.(?P<format>{_FORMAT})"
 )
+_REFUSED_NAME = re.compile(
+    rf"(?P<image>{UUID_PATTERN})\.(?P<at>[0-9]{{8}}T[0-9]{{6}}Z)\.(?P<reason>[a-z][a-z0-9_-]{{0,63}})"
+)
+_REFUSED_AT = "%Y%m%dT%H%M%SZ"
 _UNFINISHED_NAME = re.compile(r"\.(?P<name>.+)\.making")
 _MANIFEST_SUFFIX = ".json"
 
@@ -43,6 +50,22 @@ class TemplateName:
 
     base_id: BaseId | None
     format: DiskFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedName:
+    """What the name of a refused image's file tells: which image, when (UTC, seconds), and why.
+
+    ``reason`` is the rule that it broke, or ``digest-mismatch``.
+    """
+
+    image_id: ImageId
+    at: datetime
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the name of the file."""
+        return f"{self.image_id}.{self.at.astimezone(UTC):{_REFUSED_AT}}.{self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +143,14 @@ class Layout:
         """Path of the manifest of a base that failed verification."""
         return _child(self.quarantine, f"{base_id}.{fmt}{_MANIFEST_SUFFIX}")
 
+    def refused(self, name: RefusedName) -> Path:
+        """Path of the file of an image that was refused after it had come."""
+        return _child(self.quarantine, str(name))
+
+    def refused_record(self, name: RefusedName) -> Path:
+        """Path of the record of what was found in it."""
+        return _child(self.quarantine, f"{name}{_MANIFEST_SUFFIX}")
+
     def part(self, image_id: ImageId) -> Path:
         """Path of the bytes of a download that has not ended."""
         return _child(self.ingest, f"{image_id}.part")
@@ -131,6 +162,10 @@ class Layout:
     def conversion(self, image_id: ImageId, fmt: DiskFormat = DiskFormat.RAW) -> Path:
         """Path of what a download is converted into."""
         return _child(self.ingest, f"{image_id}.{fmt}")
+
+    def unpacked(self, image_id: ImageId) -> Path:
+        """Path of the disk that was taken out of an archive or a compressed stream."""
+        return _child(self.ingest, f"{image_id}.unpacked")
 
     def template(self, base: Base | None, fmt: DiskFormat, size: int, options: str) -> Path:
         """Path of the empty overlay of ``base`` (None: without one) with this virtual size.
@@ -195,6 +230,32 @@ def parse_manifest_name(name: str) -> tuple[BaseId, DiskFormat] | None:
     return None if stem == name else parse_base_name(stem)
 
 
+def refused_name(image_id: ImageId, at: datetime, reason: str) -> RefusedName:
+    """Name the file of a refused image; a reason that is no word of a name is spelled as one."""
+    word = re.sub(r"[^a-z0-9_-]", "-", reason.lower()).lstrip("-_0123456789")[:64]
+    return RefusedName(
+        image_id=image_id, at=at.astimezone(UTC).replace(microsecond=0), reason=word or "other"
+    )
+
+
+def parse_refused_name(name: str) -> RefusedName | None:
+    """Take the name of a refused image's file apart, None if it is not one."""
+    match = _REFUSED_NAME.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        at = datetime.strptime(match["at"], _REFUSED_AT).replace(tzinfo=UTC)
+    except ValueError:  # a month of 13
+        return None
+    return RefusedName(image_id=ImageId(match["image"]), at=at, reason=match["reason"])
+
+
+def parse_refused_record_name(name: str) -> RefusedName | None:
+    """Tell which refused file a record of this name is about, None if it is not one."""
+    stem = name.removesuffix(_MANIFEST_SUFFIX)
+    return None if stem == name else parse_refused_name(stem)
+
+
 def parse_part_name(name: str) -> ImageId | None:
     """Tell whose download the bytes in a file of this name are, None if it is not one."""
     match = _INGEST_NAME.fullmatch(name)
@@ -207,10 +268,16 @@ def parse_part_record_name(name: str) -> ImageId | None:
     return ImageId(match["image"]) if match and match["kind"] == "part.json" else None
 
 
+def parse_unpacked_name(name: str) -> ImageId | None:
+    """Tell which image was unpacked into a file of this name, None if it is not one."""
+    match = _INGEST_NAME.fullmatch(name)
+    return ImageId(match["image"]) if match and match["kind"] == "unpacked" else None
+
+
 def parse_conversion_name(name: str) -> tuple[ImageId, DiskFormat] | None:
     """Tell which image is converted in a file of this name, None if it is not one."""
     match = _INGEST_NAME.fullmatch(name)
-    if match is None or match["kind"].startswith("part"):
+    if match is None or match["kind"] not in set(DiskFormat):
         return None
     return ImageId(match["image"]), DiskFormat(match["kind"])
 

@@ -25,6 +25,7 @@ class EventKind(enum.StrEnum):
     IMAGE_PROGRESS = "image.progress"
     IMAGE_PUBLISHED = "image.published"
     IMAGE_FAILED = "image.failed"
+    IMAGE_REFUSED = "image.refused"
     IMAGE_STANDING = "image.standing"
     DISK_CREATED = "disk.created"
     DISK_FAILED = "disk.failed"

@@ -23,6 +23,7 @@ from cacheagent.policy.eviction import (
     plan_eviction,
 )
 from cacheagent.service.outcome import Outcome, Pass, refusal
+from cacheagent.service.quarantine import Quarantine
 from cacheagent.service.removal import Removal, Skipped
 from cacheagent.service.use import OUTSIDE
 from cacheagent.sync.singleflight import SingleFlight
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cacheagent.model import Base, BaseId, CachedImage
+    from cacheagent.policy.eviction import Snapshot
+    from cacheagent.policy.quarantine import Refused
     from cacheagent.service.bases import Bases
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
@@ -57,6 +60,7 @@ class Evictions:
         self._now = parts.now
         self._clock = parts.clock
         self._use = use
+        self._quarantine = Quarantine(parts)
         self._removal = Removal(parts, bases=bases, use=use)
         self._one = asyncio.Lock()
         self._full: SingleFlight[Demand, Pass] = SingleFlight()
@@ -65,9 +69,10 @@ class Evictions:
 
     async def plan(self, demand: Demand | None = None) -> EvictionPlan:
         """Say what a pass would do now; nothing is changed."""
-        uses = await self._uses()
-        snapshot = replace(await self._room.snapshot(), bases=tuple(uses))
-        return plan_eviction(snapshot, self._bounds(), self._now(), demand)
+        snapshot = await self._snapshot(await self._uses())
+        plan = plan_eviction(snapshot, self._bounds(), self._now(), demand)
+        overdue = await self._quarantine.overdue()
+        return replace(plan, drop=tuple(dict.fromkeys((*overdue, *plan.drop))))
 
     async def make_room(self, demand: Demand) -> None:
         """Free what is asked for.
@@ -82,7 +87,7 @@ class Evictions:
             done, _ = await self._full.run(demand, lambda: self.run("full", demand))
         else:
             done = await self.run("room", demand)
-        if done.plan.unmet_bytes and not (full and done.evicted):
+        if done.plan.unmet_bytes and not (full and (done.evicted or done.dropped)):
             raise refusal(demand, done, self._bounds())
 
     async def run(self, trigger: str, demand: Demand | None = None) -> Pass:
@@ -127,22 +132,27 @@ class Evictions:
 
     async def _run(self, demand: Demand | None) -> Pass:
         before = (await self._store.usage()).available
+        dropped = [*await self._quarantine.trim()]
         evicted: list[Eviction] = []
         skipped: dict[BaseId, Skipped] = {}
         plan = await self._plan_anew(demand)
         for _ in range(ROUNDS):
+            await self._quarantine.drop(plan.drop)
+            dropped += plan.drop
             gone, stayed = await self._removal.remove(plan.evict)
             evicted += gone
             skipped |= {each.eviction.base.base_id: each for each in stayed}
             if not stayed:
                 break
-            demand = _left_of(demand, gone)
+            demand = _left_of(demand, gone, plan.drop)
             plan = await self._plan_anew(demand)
         await self._store.run(spare.keep, self._store.layout.spare)
-        freed = await self._freed(before, sum(each.frees for each in evicted))
+        expected = sum(each.frees for each in evicted) + sum(each.allocated for each in dropped)
+        freed = await self._freed(before, expected)
         return Pass(
             plan=plan,
             evicted=tuple(evicted),
+            dropped=tuple(dropped),
             skipped=tuple(skipped.values()),
             freed_bytes=freed,
         )
@@ -172,8 +182,12 @@ class Evictions:
             if seen or ahead:
                 await self._catalog.touch(seen, now)
                 uses = await self._uses_again(uses)
-        snapshot = replace(await self._room.snapshot(), bases=tuple(uses))
-        return plan_eviction(snapshot, self._bounds(), now, demand)
+        return plan_eviction(await self._snapshot(uses), self._bounds(), now, demand)
+
+    async def _snapshot(self, uses: Sequence[BaseUse]) -> Snapshot:
+        """Measure what a plan goes by."""
+        refused = (await self._quarantine.contents()).refused
+        return replace(await self._room.snapshot(), bases=tuple(uses), refused=refused)
 
     async def _uses(self) -> list[BaseUse]:
         """Give every base with all who use it."""
@@ -207,8 +221,11 @@ def _seen_outside(users: Sequence[User]) -> bool:
     return any(user.kind in OUTSIDE for user in users)
 
 
-def _left_of(demand: Demand | None, gone: Sequence[Eviction]) -> Demand | None:
+def _left_of(
+    demand: Demand | None, gone: Sequence[Eviction], dropped: Sequence[Refused]
+) -> Demand | None:
     """Give what is still to be freed; room that is wanted is measured anew anyway."""
     if demand is None or demand.kind is DemandKind.ROOM:
         return demand
-    return replace(demand, size=max(0, demand.size - sum(each.frees for each in gone)))
+    freed = sum(each.frees for each in gone) + sum(each.allocated for each in dropped)
+    return replace(demand, size=max(0, demand.size - freed))

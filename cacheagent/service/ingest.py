@@ -23,6 +23,8 @@ from cacheagent.policy.admission import BaseFormat
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.pipeline import Pipeline
 from cacheagent.service.proof import Proof, Proven
+from cacheagent.service.quarantine import Quarantine
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -61,6 +63,7 @@ class Ingest:
         self._metrics = parts.metrics
         self._rules = parts.rules
         self._clock = parts.clock
+        self._quarantine = Quarantine(parts)
         self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
 
     @contextlib.asynccontextmanager
@@ -68,6 +71,7 @@ class Ingest:
         """Give the file of a base and its manifest, ready to be published inside the context.
 
         What has arrived stays when this fails or is cancelled: it is for the caller to discard.
+        What was refused for its bytes has gone to quarantine.
 
         Raises:
             ProblemError: why there is no base.
@@ -90,10 +94,27 @@ class Ingest:
         room: Reservation,
         rules: ImageRules,
     ) -> Made:
-        with self._metrics.downloads_in_progress.track_inprogress():
-            started = self._clock()
-            proven = await self._download(image, caller, meter, room)
-            self._metrics.download_seconds.observe(self._clock() - started)
+        digest = None
+        try:
+            with self._metrics.downloads_in_progress.track_inprogress():
+                started = self._clock()
+                proven = await self._download(image, caller, meter, room)
+                self._metrics.download_seconds.observe(self._clock() - started)
+            digest = proven.digest
+            return await self._judged(image, proven, meter, room, rules)
+        except (ImageUnacceptableError, DigestMismatchError) as refusal:
+            await uninterrupted(self._quarantine.take(image, refusal, digest))
+            raise
+
+    async def _judged(
+        self,
+        image: GlanceImage,
+        proven: Proven,
+        meter: Meter,
+        room: Reservation,
+        rules: ImageRules,
+    ) -> Made:
+        """Judge what has come, and make the file of the base of it."""
         source_format = admission.admit_content(image, proven.found, rules)
         # What Glance did not say could not be set aside before the download.
         foreseen = admission.room_needed(image, rules) - (image.size or 0)

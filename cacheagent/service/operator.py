@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cacheagent.policy.eviction import Demand, DemandKind, Eviction, EvictionPlan, Stay
+from cacheagent.policy.quarantine import Refused
 from cacheagent.policy.verdict import Why, find_verdict, summary
 from cacheagent.service.removal import Skipped
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 class Pruned:
     """What a pass did, or would do in a ``dry_run``.
 
-    ``evicted`` has what went, or would go, in order; ``skipped`` what should have gone and turned
-    out to be in use. ``freed_bytes`` are measured, in a dry run planned; ``needed_bytes`` is the
-    largest shortage, ``unmet_bytes`` and ``unmet_inodes`` what is short still.
+    ``dropped`` are the refused images that went, or would go, from quarantine, ``evicted`` the
+    bases, in order; ``skipped`` has what should have gone and turned out to be in use.
+    ``freed_bytes`` are measured, in a dry run planned; ``needed_bytes`` is the largest shortage,
+    ``unmet_bytes`` and ``unmet_inodes`` what is short still.
     """
 
     dry_run: bool
@@ -37,6 +39,7 @@ class Pruned:
     freed_bytes: int
     unmet_bytes: int
     unmet_inodes: int
+    dropped: tuple[Refused, ...]
 
 
 class Operator:
@@ -112,6 +115,7 @@ def _planned(plan: EvictionPlan) -> Pruned:
         freed_bytes=plan.freed_bytes,
         unmet_bytes=plan.unmet_bytes,
         unmet_inodes=plan.unmet_inodes,
+        dropped=plan.drop,
     )
 
 
@@ -120,6 +124,7 @@ def _done(done: Pass) -> Pruned:
         _planned(done.plan),
         dry_run=False,
         evicted=done.evicted,
+        dropped=done.dropped,
         skipped=done.skipped,
         freed_bytes=done.freed_bytes,
     )
@@ -136,6 +141,7 @@ def _seen(pruned: Pruned, allowed: Collection[ImageId]) -> Pruned:
         evicted=tuple(
             replace(each, images=images) for each in pruned.evicted if (images := mine(each.images))
         ),
+        dropped=tuple(each for each in pruned.dropped if each.name.image_id in allowed),
         stay=tuple(
             replace(each, images=images) for each in pruned.stay if (images := mine(each.images))
         ),

@@ -11,6 +11,7 @@ import structlog
 from cacheagent.errors import InsufficientSpaceError
 from cacheagent.model import User, UserKind
 from cacheagent.policy.eviction import DemandKind, Eviction, EvictionPlan, Reason
+from cacheagent.policy.quarantine import Refused
 from cacheagent.service.events import EventKind
 from cacheagent.service.removal import Skipped
 from cacheagent.units import format_size
@@ -26,12 +27,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """What a pass came to: its last plan, what went, what stayed after all, bytes as measured."""
+    """What a pass came to: its last plan, what went, what stayed after all, bytes as measured.
+
+    ``dropped`` are the refused images that went from quarantine.
+    """
 
     plan: EvictionPlan
     evicted: tuple[Eviction, ...]
     skipped: tuple[Skipped, ...]
     freed_bytes: int
+    dropped: tuple[Refused, ...] = ()
 
 
 class Outcome:
@@ -68,6 +73,7 @@ class Outcome:
         plan = done.plan
         facts = {
             "evicted": len(done.evicted),
+            "dropped": len(done.dropped),
             "freed_bytes": done.freed_bytes,
             "needed_bytes": plan.needed_bytes,
             "unmet_bytes": plan.unmet_bytes,
@@ -76,7 +82,7 @@ class Outcome:
         }
         unmet = plan.unmet_bytes or plan.unmet_inodes
         # A pass each half minute says the same for as long as nobody does anything about it.
-        if done.evicted or (unmet and facts != self._said):
+        if done.evicted or done.dropped or (unmet and facts != self._said):
             (_log.warning if unmet else _log.info)("pruned", trigger=trigger, **facts)
             self._events.emit(EventKind.PRUNE, trigger=trigger, **facts)
         self._said = facts

@@ -14,6 +14,8 @@ from cacheagent.config import Config
 from cacheagent.metrics import Metrics
 from cacheagent.policy.admission import BaseFormat, ImageRules
 from cacheagent.policy.eviction import EvictionPolicy
+from cacheagent.policy.quarantine import QuarantineBounds
+from cacheagent.policy.trust import TrustRules
 from cacheagent.service.background import Background
 from cacheagent.service.events import Events
 from cacheagent.service.room import Room
@@ -44,6 +46,11 @@ class Parts:
     def bounds(self) -> EvictionPolicy:
         """Give the bounds of the cache as the operator has set them now."""
         return bounds(self.config())
+
+    def quarantine_bounds(self) -> QuarantineBounds:
+        """Give the bounds of the quarantine as the operator has set them now."""
+        quarantine = self.config().quarantine
+        return QuarantineBounds(max_size=quarantine.max_size, max_age=quarantine.max_age)
 
     def rules(self) -> ImageRules:
         """Give the bounds for images as the operator has set them now."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import cacheagent
 from cacheagent.model import BaseState, ImageState, SpaceUsage, StatusView
 from cacheagent.policy.eviction import watermark
+from cacheagent.service.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cacheagent.model import Counts, ImageId
+    from cacheagent.model import Caller, Counts, ImageId
+    from cacheagent.service.access import Access
     from cacheagent.service.bases import Bases
     from cacheagent.service.outcome import Outcome
     from cacheagent.service.parts import Parts
@@ -25,7 +27,7 @@ class Status:
     ``ready`` and ``stopping`` are set by the daemon, ``loops`` by whoever ran one.
     """
 
-    def __init__(self, parts: Parts, *, bases: Bases, outcome: Outcome) -> None:
+    def __init__(self, parts: Parts, *, bases: Bases, outcome: Outcome, access: Access) -> None:
         self._catalog = parts.catalog
         self._now = parts.now
         self._store = parts.store
@@ -36,13 +38,15 @@ class Status:
         self._config = parts.config
         self._bases = bases
         self._outcome = outcome
+        self._access = access
+        self._quarantine = Quarantine(parts)
         self._started_at = self._now()
         self.ready = False
         self.stopping = False
         self.loops: dict[str, datetime | None] = {}
 
-    async def status(self) -> StatusView:
-        """Give the agent at a glance."""
+    async def status(self, caller: Caller) -> StatusView:
+        """Give the agent at a glance; of refused images those that the caller may see."""
         usage = await self._store.usage()
         counts = await self._catalog.counts(self._now())
         high, low = self._watermarks(usage)
@@ -63,6 +67,7 @@ class Status:
             max_size=self._config().eviction.max_size,
             doubts=self._outcome.doubts,
             unmet_bytes=self._outcome.unmet_bytes,
+            quarantine=await self._quarantine.view(caller, self._access),
             counts=await self._counts(counts),
             loops=self.loops,
             glance_reachable=contact.reachable,
@@ -128,6 +133,9 @@ class Status:
         self._metrics.watermark_bytes.labels(level="low").set(low)
         self._metrics.reserved_bytes.set(self._room.reserved)
         self._metrics.partial_bytes.set(await self._store.partial_bytes())
+        quarantine = await self._quarantine.contents()
+        self._metrics.quarantine_bytes.set(quarantine.allocated)
+        self._metrics.quarantine_files.set(len(quarantine.refused))
 
     def _watermarks(self, usage: SpaceUsage) -> tuple[int, int]:
         """Give the used bytes at which eviction starts, and those at which it ends."""

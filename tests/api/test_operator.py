@@ -83,6 +83,13 @@ async def test_a_pass_tells_what_went_and_what_stays(ask: Ask, services: FakeSer
             "freed_bytes": 2000,
             "unmet_bytes": 3000,
             "unmet_inodes": 1,
+            "dropped": [
+                {
+                    "name": f"{IMAGE}.20260301T120000Z.backing-file",
+                    "image_id": IMAGE,
+                    "bytes": 4096,
+                }
+            ],
             "evicted": [{**entry, "reason": "max_size", "last_used_at": noon}],
             "stay": [
                 {

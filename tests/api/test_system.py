@@ -16,6 +16,7 @@ from cacheagent.api.routes import ROUTES
 from cacheagent.metrics import OPERATIONS
 from tests.api.answers import document
 from tests.api.conftest import asking
+from tests.fakes.services import IMAGE
 
 if TYPE_CHECKING:
     from cacheagent.metrics import Metrics
@@ -47,6 +48,21 @@ async def test_status_gives_every_figure(ask: Ask) -> None:
         "eviction": {
             "doubts": [{"kind": "doubt", "path": "/scanned", "detail": "is empty"}],
             "unmet_bytes": 7,
+        },
+        "quarantine": {
+            "bytes": 8192,
+            "max_size_bytes": 1 << 20,
+            "count": 3,
+            "files": [
+                {
+                    "name": f"{IMAGE}.20260301T120000Z.backing-file",
+                    "image_id": IMAGE,
+                    "reason": "backing-file",
+                    "detail": "it names a backing file",
+                    "size_bytes": 4096,
+                    "quarantined_at": "2026-03-01T12:00:00Z",
+                }
+            ],
         },
         "counts": {"images": 1, "disks": 1},
         "loops": {

@@ -360,6 +360,21 @@ class FakeDaemon:
                     "doubts": [{"kind": "doubt", "path": "/scanned", "detail": "is empty"}],
                     "unmet_bytes": 1 << 30,
                 },
+                "quarantine": {
+                    "bytes": 2 << 30,
+                    "max_size_bytes": 5 << 30,
+                    "count": 1,
+                    "files": [
+                        {
+                            "name": f"{BROKEN}.20260301T120000Z.backing-file",
+                            "image_id": BROKEN,
+                            "reason": "backing-file",
+                            "detail": "it names a backing file",
+                            "size_bytes": 2 << 30,
+                            "quarantined_at": NOW,
+                        }
+                    ],
+                },
                 "counts": {"images": len(self.images), "disks": len(self.disks)},
                 "loops": {"reconciler": {"last_run_at": NOW}, "pruner": {"last_run_at": None}},
                 "glance": {"reachable": True, "checked_at": NOW},

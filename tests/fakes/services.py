@@ -30,6 +30,8 @@ from cacheagent.model import (
     ImageState,
     ImageView,
     InstanceId,
+    QuarantinedFile,
+    QuarantineView,
     SandboxKind,
     SpaceUsage,
     StatusView,
@@ -39,6 +41,8 @@ from cacheagent.model import (
     VerificationOutcome,
 )
 from cacheagent.policy.eviction import Eviction, EvictionPolicy, Reason, Rule, Snapshot, Stay
+from cacheagent.policy.layout import RefusedName
+from cacheagent.policy.quarantine import Refused
 from cacheagent.policy.verdict import Verdict, Why
 from cacheagent.service.events import Events
 from cacheagent.service.operator import Pruned
@@ -133,6 +137,8 @@ WHY = Why(
 
 GOES = Eviction(base=BASE, images=(IMAGE,), reason=Reason.MAX_SIZE, frees=2048)
 
+REFUSED = RefusedName(image_id=IMAGE, at=NOON, reason="backing-file")
+
 PRUNED = Pruned(
     dry_run=False,
     evicted=(GOES,),
@@ -153,6 +159,7 @@ PRUNED = Pruned(
     freed_bytes=2000,
     unmet_bytes=3000,
     unmet_inodes=1,
+    dropped=(Refused(name=REFUSED, allocated=4096),),
 )
 
 VERIFIED = Verification(
@@ -182,6 +189,21 @@ STATUS = StatusView(
     max_size=500,
     doubts=(User(kind=UserKind.DOUBT, path=Path("/scanned"), detail="is empty"),),
     unmet_bytes=7,
+    quarantine=QuarantineView(
+        allocated=8192,
+        max_size=1 << 20,
+        count=3,
+        files=(
+            QuarantinedFile(
+                name=str(REFUSED),
+                image_id=IMAGE,
+                reason="backing-file",
+                detail="it names a backing file",
+                allocated=4096,
+                at=NOON,
+            ),
+        ),
+    ),
     counts={"images": 1, "disks": 1},
     loops={"pruner": NOON, "scrubber": None},
     glance_reachable=True,
@@ -350,9 +372,9 @@ class FakeStatus:
         self.ready = True
         self.stopping = False
 
-    async def status(self) -> StatusView:
+    async def status(self, caller: Caller) -> StatusView:
         """Answer with a status in which every figure is another."""
-        self._script.note("status")
+        self._script.note("status", caller)
         return STATUS
 
     async def refresh_metrics(self) -> None:

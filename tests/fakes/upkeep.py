@@ -67,6 +67,7 @@ def pruned(images: Iterable[Json], wanted: Json, *, busy: str) -> Json:
         "freed_bytes": sum(image["allocated_bytes"] for image in goes),
         "unmet_bytes": GIB if stays else 0,
         "unmet_inodes": 0,
+        "dropped": [],
         "evicted": [_entry(image) for image in goes],
         "stay": [_entry(image) | held | rest for image in stays],
         "skipped": [_entry(image) | late for image in skipped],

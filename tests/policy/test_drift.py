@@ -26,6 +26,7 @@ from cacheagent.policy.drift import (
     merged,
 )
 from cacheagent.policy.inventory import Leftover, LeftoverKind
+from cacheagent.policy.layout import refused_name
 from tests.fakes.values import base, base_id, disk, disk_key, glance_image, image_id
 from tests.policy.states import (
     KEY,
@@ -240,6 +241,17 @@ def test_what_is_quarantined_for_nobody_is_removed(rows: tuple[Base, ...]) -> No
     found = tuple(found_base(row) for row in rows)
     made = plan(catalog_state(*rows), files_state(*found, leftovers=(left,)))
     assert made == DriftPlan(remove_files=(left.path,))
+
+
+@pytest.mark.parametrize("kinds", [{"file"}, {"record"}, {"file", "record"}])
+def test_a_refused_image_stays_with_its_record(kinds: set[str]) -> None:
+    """A crash may leave one of the two; that alone tells nobody anything."""
+    name = refused_name(image_id(1), LATER, "corrupt")
+    file = Leftover(kind=LeftoverKind.REFUSED, path=LAYOUT.refused(name), refused=name)
+    record = replace(file, kind=LeftoverKind.REFUSED_RECORD, path=LAYOUT.refused_record(name))
+    left = [each for each in (file, record) if {file: "file", record: "record"}[each] in kinds]
+    made = plan(catalog_state(), files_state(leftovers=tuple(left)))
+    assert made == (NOTHING if len(left) == 2 else DriftPlan(remove_files=(left[0].path,)))
 
 
 def test_where_the_bases_cannot_be_read_all_rows_stay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cacheagent.model import DiskFormat
@@ -13,7 +14,7 @@ from cacheagent.policy.inventory import (
     Listing,
     take,
 )
-from cacheagent.policy.layout import Layout, unfinished
+from cacheagent.policy.layout import Layout, refused_name, unfinished
 from tests.fakes.values import base, base_id, disk_key, image_id, instance_id
 
 LAYOUT = Layout(state_dir=Path("/state"), instances_dir=Path("/instances"))
@@ -120,6 +121,20 @@ def test_quarantine() -> None:
         for path in (bad, record)
     )
     assert found.unknown == (LAYOUT.quarantine / "notes",)
+
+
+def test_refused_images_in_quarantine() -> None:
+    """An image that was refused, and its record, are ours; both tell of the same refusal."""
+    name = refused_name(image_id(1), datetime(2026, 1, 1, tzinfo=UTC), "corrupt")
+    path, record = LAYOUT.refused(name), LAYOUT.refused_record(name)
+    making = unfinished(record)
+    found = take(LAYOUT, _listing(quarantine=_folder(path, record, making)))
+    assert set(found.leftovers) == {
+        Leftover(kind=LeftoverKind.REFUSED, path=path, refused=name),
+        Leftover(kind=LeftoverKind.REFUSED_RECORD, path=record, refused=name),
+        Leftover(kind=LeftoverKind.UNFINISHED, path=making, refused=name),
+    }
+    assert found.unknown == ()
 
 
 def test_disks_of_instances() -> None:

@@ -69,6 +69,40 @@ def test_a_base_keeps_its_name_wherever_it_goes(fmt: DiskFormat) -> None:
     assert LAYOUT.quarantined_manifest(BASE_ID, fmt) == LAYOUT.quarantine / manifest.name
 
 
+def test_a_refused_image_and_its_record() -> None:
+    """The name in quarantine tells which image, when and why, and parses back."""
+    name = layout_module.refused_name(IMAGE, NOW, "backing-file")
+    path, record = LAYOUT.refused(name), LAYOUT.refused_record(name)
+    assert path == LAYOUT.quarantine / f"{IMAGE}.20260101T000000Z.backing-file"
+    assert record == path.with_name(f"{path.name}.json")
+    assert layout_module.parse_refused_name(path.name) == name
+    assert layout_module.parse_refused_record_name(record.name) == name
+    assert layout_module.parse_refused_name(record.name) is None
+    assert layout_module.parse_refused_record_name(path.name) is None
+
+
+@pytest.mark.parametrize("reason", ["Some Rule/../x", "9-lives", "", "é", "a" * 300, "_x"])
+def test_no_reason_makes_a_name_that_does_not_parse_back(reason: str) -> None:
+    """Whatever a later inspector calls its rules, the file has a name of ours."""
+    name = layout_module.refused_name(IMAGE, NOW, reason)
+    assert layout_module.parse_refused_name(LAYOUT.refused(name).name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{IMAGE}.20261301T000000Z.corrupt",
+        f"{IMAGE}.20260101T000000Z.",
+        f"{IMAGE}.20260101T000000Z.a.b",
+        f"{IMAGE}.20260101.corrupt",
+        "notes.20260101T000000Z.corrupt",
+    ],
+)
+def test_what_is_no_name_of_a_refused_image(name: str) -> None:
+    """What lies in quarantine and is not ours is not taken for a refused image."""
+    assert layout_module.parse_refused_name(name) is None
+
+
 def test_a_base_and_its_manifest() -> None:
     """A base is named by content and format, its manifest after it, and both parse back."""
     base = LAYOUT.base(BASE_ID, DiskFormat.RAW)

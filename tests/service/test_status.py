@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from cacheagent.model import BaseState, DiskMode, Lease
+from cacheagent.model import BaseState, Caller, DiskMode, Lease
 from cacheagent.service.status import Status
 from tests.fakes.values import base, base_id, disk, disk_key, glance_image, image_id
 
@@ -34,12 +34,12 @@ async def filled(rig: Rig) -> Status:
         lease_id="a", base_id=base_id(4), holder="x", expires_at=now + timedelta(minutes=1)
     )
     assert await catalog.lease(lease)
-    return Status(rig.parts, bases=rig.bases, outcome=rig.evictions.outcome)
+    return Status(rig.parts, bases=rig.bases, outcome=rig.evictions.outcome, access=rig.access)
 
 
 async def test_the_status_counts_all_there_is(rig: Rig) -> None:
     """Whoever looks sees how much is there, how much of it is held, and what is damaged."""
-    view = await (await filled(rig)).status()
+    view = await (await filled(rig)).status(Caller())
     assert view.counts == {
         "images": 5,
         "bases": 4,
@@ -56,7 +56,9 @@ async def test_the_status_counts_all_there_is(rig: Rig) -> None:
 
 async def test_the_watermarks_are_those_that_the_policy_goes_by(rig: Rig) -> None:
     """What is shown is where eviction begins and ends."""
-    view = await Status(rig.parts, bases=rig.bases, outcome=rig.evictions.outcome).status()
+    view = await Status(
+        rig.parts, bases=rig.bases, outcome=rig.evictions.outcome, access=rig.access
+    ).status(Caller())
     assert (view.high_watermark_bytes, view.low_watermark_bytes) == (
         int(view.space.total * 85 / 100),
         int(view.space.total * 75 / 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from cacheagent.model import BaseState
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cacheagent.policy.drift.bases import BasesPlan
     from cacheagent.policy.drift.states import FilesState, Running
     from cacheagent.policy.inventory import Leftover
+
+_PAIR = frozenset({LeftoverKind.REFUSED, LeftoverKind.REFUSED_RECORD})
 
 
 class Useless:
@@ -34,6 +37,8 @@ class Useless:
         self._described = bases.here.keys() | {
             (base.base_id, base.format) for base in bases.known.values()
         }
+        # A refused image and its record are of use together: a crash may leave one of them.
+        self._halves = Counter(file.refused for file in self._files.leftovers if file.kind in _PAIR)
         self._resume = resume
         self._busy = busy
         self._at_start = at_start
@@ -66,7 +71,7 @@ class Useless:
             case LeftoverKind.QUARANTINE:
                 return self._is_quarantined(file)
             case _:
-                return False
+                return file.kind in _PAIR and self._halves[file.refused] == len(_PAIR)
 
     def _is_template_useful(self, file: Leftover) -> bool:
         if file.base_id is None:
