@@ -263,10 +263,13 @@ async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
         convert_threads=config.convert_threads,
     )
     sandbox = await find_sandbox(
-        config.wanted_sandbox, socket=config.sandbox_socket, program=config.qemu_img
+        config.wanted_sandbox,
+        socket=config.sandbox_socket,
+        program=config.qemu_img,
+        on_refusal=lambda kind, why: _log.info("this sandbox does not work", kind=kind, why=why),
     )
     log = _log.warning if sandbox.kind is SandboxKind.RLIMITS else _log.info
-    log("qemu-img is shut in", sandbox=sandbox.kind)
+    log("what qemu-img is shut in by", sandbox=sandbox.kind)
     metrics.sandbox.labels(kind=sandbox.kind).set(1)
     qemu = QemuImg(settings, sandbox)
     metrics.identify(qemu_img=await qemu.version())

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from cacheagent.errors import ConfigError, HostUnavailableError
 from cacheagent.model import SandboxKind
 from cacheagent.process import Completed, Limits, run_limited
@@ -18,8 +16,6 @@ from cacheagent.sandbox.order import Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-_log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS: Final = 10
 
@@ -57,8 +53,16 @@ class Sandbox:
         return await unit.run(self.socket, order, on_stdout=on_stdout)
 
 
-async def find_sandbox(wanted: SandboxKind | None, *, socket: Path, program: str) -> Sandbox:
+async def find_sandbox(
+    wanted: SandboxKind | None,
+    *,
+    socket: Path,
+    program: str,
+    on_refusal: Callable[[SandboxKind, str], object],
+) -> Sandbox:
     """Give the way of this name; for None the safest one in which ``program`` runs here.
+
+    ``on_refusal`` hears of each safer one why it does not work.
 
     Raises: ConfigError where the one that is wanted does not work.
     """
@@ -69,7 +73,7 @@ async def find_sandbox(wanted: SandboxKind | None, *, socket: Path, program: str
             return sandbox
         if wanted is not None:
             raise ConfigError(f"qemu.sandbox: {wanted} does not work here: {why}")
-        _log.info("a way to shut programs in does not work here", sandbox=kind, why=why)
+        on_refusal(kind, why)
     return Sandbox(kind=SandboxKind.RLIMITS, socket=socket)
 
 
