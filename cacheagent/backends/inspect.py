@@ -6,6 +6,7 @@ The formats are known to the inspectors of oslo.utils; the rules that they lack 
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
@@ -16,8 +17,9 @@ from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-INSPECTION_VERSION: Final = 2
+INSPECTION_VERSION: Final = 3
 """Counts the changes of the rules: a base inspected by fewer of them is to be looked at again."""
 
 # The library finds structures only where it sees their beginning in a later piece than what
@@ -28,6 +30,18 @@ _PIECE = HEAD_LENGTH
 
 # Formats whose disk is not simply the file; of the others the length is the virtual size.
 _SIZED = frozenset({"qcow2", "vmdk", "vdi", "vhd", "vhdx"})
+
+
+def formats_of_ends(path: Path) -> frozenset[str]:
+    """Tell which formats the first and the last bytes of a file speak of, none for plain data.
+
+    For threads: it reads. Raises: ``OSError``.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD_LENGTH)
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(length - TAIL_LENGTH, 0))
+        return examine(head, file.read(TAIL_LENGTH), length).formats
 
 
 class Inspection:
@@ -76,7 +90,7 @@ class Inspection:
         if not formats & _SIZED:
             sizes.append(self._length)
         elif max(sizes) <= 0:
-            failures.append(_failure(min(formats & _SIZED), "virtual-size-unknown", "no size"))
+            failures.append(Failure(min(formats & _SIZED), "virtual-size-unknown", "no size"))
         return Found(
             formats=frozenset(formats) or frozenset({"raw"}),
             length=self._length,
@@ -108,25 +122,21 @@ class Inspection:
 
     def _examine(self, name: str, inspector: format_inspector.FileInspector) -> Iterator[Failure]:
         if name in self._gone_wrong:
-            yield _failure(name, "inspector-failed", self._gone_wrong[name])
+            yield Failure(name, "inspector-failed", self._gone_wrong[name])
             return
         if name == "vmdk" and not self._head.startswith(b"KDMV"):
             # Text, however it begins: where QEMU is told the format, it reads it all the same.
-            yield _failure(name, "text-descriptor", "it only names other files")
+            yield Failure(name, "text-descriptor", "it only names other files")
         if not inspector.complete:
-            yield _failure(name, "incomplete", "the file ends too early")
+            yield Failure(name, "incomplete", "the file ends too early")
             return
         try:
             inspector.safety_check()
         except format_inspector.SafetyCheckFailed as error:
             for rule, violation in error.failures.items():
-                yield _failure(name, rule.replace("_", "-"), str(violation))
+                yield Failure(name, rule.replace("_", "-"), str(violation))
         except Exception as error:  # noqa: BLE001 - whatever breaks a check, the image caused it
-            yield _failure(name, "inspector-failed", repr(error))
-
-
-def _failure(name: str, rule: str, message: str) -> Failure:
-    return Failure(format=name, rule=rule, message=message)
+            yield Failure(name, "inspector-failed", repr(error))
 
 
 def _matches(inspector: format_inspector.FileInspector) -> bool:

@@ -12,7 +12,7 @@ reason                      the rule that is broken
 ==========================  ==================================================================
 disk-format-unknown         Glance names a ``disk_format``, and one that is known here
 disk-format-not-allowed     ``images.allowed_formats`` has it
-container-format            the container is ``bare``, or ``aki``/``ari``/``ami`` like the format
+container-format            the container is one of ``policy.containers``, and fits the format
 size-unknown                Glance says how long the image is
 empty                       it is not empty
 too-large                   it is not longer than ``images.max_size``
@@ -20,6 +20,11 @@ virtual-size                its disk is not larger than ``images.max_virtual_siz
 no-digest                   Glance holds a digest or an MD5 checksum
 unknown-digest-algorithm    the only digest is of an algorithm that a base can be named by
 malformed-digest            the digest has the length and the digits of its algorithm
+archive                     the tar archive of an OVA is plain, and whole
+ovf                         its descriptor describes one disk, which is there and as it says
+manifest                    its files have the digests that its manifest states
+compression                 a compressed image is one sound stream, of a kind that is known
+nested-container            what was unpacked is no container again
 format-mismatch             the content is what ``disk_format`` says (CVE-2024-40767)
 format-ambiguous            and nothing else at the same time
 backing-file                it names no backing or parent file (CVE-2015-5163, CVE-2024-32498)
@@ -28,7 +33,7 @@ unknown-features            it is of a known qcow2 version and uses known featur
 encrypted                   it is not encrypted
 corrupt                     it is not marked corrupt
 header                      the fields of its header are in their range
-truncated                   its tables end before the file does
+truncated                   its tables, and what they lead to, end before the file does
 descriptor                  its VMDK descriptor is plain, with one extent (CVE-2022-47951)
 text-descriptor             it is not a mere VMDK descriptor, which names other files
 footer                      the footer of a VMDK agrees with its header, and has a capacity
@@ -36,6 +41,7 @@ banned                      the format is one that can be checked
 incomplete                  the file is long enough for its own header
 inspector-failed            the inspector of its format understood it
 virtual-size-unknown        its header tells the size of its disk
+nested-format               the disk in it is not itself an image of another format
 conversion                  ``qemu-img`` finds it sound, and can convert it
 signature-missing           where ``images.verify_signatures`` asks for it: it is signed
 signature-certificate       by a key whose certificate is known, valid now, and trusted
@@ -56,6 +62,7 @@ from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import ImageNotActiveError, ImageUnacceptableError
 from cacheagent.model import DIGEST_LENGTHS, DiskFormat
+from cacheagent.policy.containers import admit_container, source_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +100,7 @@ class ImageRules:
     max_virtual_size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A safety rule that the content breaks.
 
@@ -187,7 +194,7 @@ def admit_description(image: GlanceImage, rules: ImageRules) -> None:
         raise ImageUnacceptableError(
             "disk-format-not-allowed", f"images of format {image.disk_format} are not allowed here"
         )
-    _check_container(image)
+    admit_container(image)
     _check_size(image, rules)
     _check_digest(image)
 
@@ -200,13 +207,27 @@ def admit_content(image: GlanceImage, found: Found, rules: ImageRules) -> Source
     """
     declared = _declared(image)
     _check_formats(image, found, declared)
+    # Before its tables: they are too short or too long for a size that cannot be.
+    admit_virtual_size(found.virtual_size, rules)
     for failure in found.failures:
         if failure.format not in _HARMLESS:
             raise ImageUnacceptableError(
                 failure.rule, f"the {failure.format} image is refused: {failure.message}"
             )
-    admit_virtual_size(found.virtual_size, rules)
     return declared.source
+
+
+def admit_inside(formats: frozenset[str]) -> None:
+    """Judge the disk of an image that was converted, by the formats that its ends tell of.
+
+    It is judged as a raw image is: whoever looks for its format would take it for another one,
+    and open what that names.
+
+    Raises: ImageUnacceptableError with ``nested-format``.
+    """
+    if foreign := formats - _PLAIN:
+        seen = " and ".join(sorted(foreign))
+        raise ImageUnacceptableError("nested-format", f"the disk in the image is itself {seen}")
 
 
 def admit_opened(
@@ -239,12 +260,17 @@ def admit_alias(
 ) -> None:
     """Judge an image whose content is here already, as a base that came as ``source_format``.
 
+    That is what ``containers.source_name`` gives: the same bytes are another disk where Glance
+    says another container, or another format, of them.
+
     Raises: ImageUnacceptableError with ``format-mismatch``, ``virtual-size`` or
     ``disk-format-unknown``.
     """
-    if _declared(image).source != source_format:
+    if source_format not in source_names(image, _declared(image).source):
         raise ImageUnacceptableError(
-            "format-mismatch", f"Glance says {image.disk_format}, the content is {source_format}"
+            "format-mismatch",
+            f"Glance says {image.container_format} and {image.disk_format},"
+            f" and equal bytes are here as {source_format}",
         )
     admit_virtual_size(virtual_size, rules)
 
@@ -291,20 +317,16 @@ def room_needed(image: GlanceImage, rules: ImageRules) -> int:
 
 def _declared(image: GlanceImage) -> _Declared:
     declared = _DECLARED.get(image.disk_format or "")
+    if image.disk_format == "ploop":
+        raise ImageUnacceptableError(
+            "disk-format-unknown",
+            "ploop is the disk of a container of OpenVZ; QEMU reads it in part, and nobody here",
+        )
     if declared is None:
         raise ImageUnacceptableError(
             "disk-format-unknown", f"disk_format {image.disk_format!r} is not known here"
         )
     return declared
-
-
-def _check_container(image: GlanceImage) -> None:
-    container = image.container_format
-    of_amazon = container in {"aki", "ari", "ami"} and container == image.disk_format
-    if container != "bare" and not of_amazon:
-        raise ImageUnacceptableError(
-            "container-format", f"container_format {container!r} cannot be taken apart here"
-        )
 
 
 def _check_size(image: GlanceImage, rules: ImageRules) -> None:

@@ -199,9 +199,9 @@ def test_a_vmdk_that_only_names_other_files_is_refused(tmp_path: Path, subformat
         ("descriptor", images.vmdk(b"")),
         ("virtual-size", images.vmdk(images.vmdk_descriptor(), capacity=1 << 40)),
         ("footer", images.vmdk(images.vmdk_descriptor(), footer_capacity=2048)[:-1]),
-        ("incomplete", images.vmdk(images.vmdk_descriptor())[:1000]),
+        ("truncated", images.vmdk(images.vmdk_descriptor())[:1000]),
         ("virtual-size", images.vmdk(images.vmdk_descriptor(), footer_capacity=1 << 40)),
-        ("descriptor", b"KDMV" + b"\xff" * 4096 + b"\0"),
+        ("header", b"KDMV" + b"\xff" * 4096 + b"\0"),
     ],
 )
 def test_a_hostile_vmdk_is_refused(reason: str, content: bytes) -> None:

@@ -116,7 +116,7 @@ def test_a_vmdk_that_names_other_files_is_seen(rule: str, descriptor: bytes) -> 
 def test_a_descriptor_without_an_end_is_not_trusted() -> None:
     """What QEMU would read beyond the part that was looked at cannot be judged."""
     descriptor = images.vmdk_descriptor(more="# " + "x" * (2 * HEAD_LENGTH))
-    assert rules(images.vmdk(descriptor)) == {"descriptor"}
+    assert "descriptor" in rules(images.vmdk(descriptor))
 
 
 def test_a_vmdk_without_a_capacity_is_not_given_to_qemu() -> None:

@@ -1,0 +1,1 @@
+"""Images that want to be more than they say, and odd ones that are good."""
