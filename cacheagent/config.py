@@ -54,7 +54,6 @@ ImageFormat = Literal["raw", "qcow2", "iso", "vmdk", "vdi", "vhd", "vhdx", "ami"
 WITHOUT_EFFECT = frozenset(
     {
         "glance.mirrors",
-        "images.verify_signatures",
     }
 )
 """Keys that this version reads and checks, and that change nothing yet."""
@@ -73,8 +72,10 @@ RELOADABLE = frozenset(
         "glance.revalidate_interval",
         "images.allowed_formats",
         "images.base_format",
+        "images.certificates_dir",
         "images.max_size",
         "images.max_virtual_size",
+        "images.signature_ca_file",
         "images.verify_signatures",
         "log.format",
         "log.level",
@@ -195,6 +196,17 @@ class ImagesConfig(_Section):
     max_size: PositiveSize = 200 << 30
     max_virtual_size: PositiveSize = 2 << 40
     verify_signatures: bool = False
+    signature_ca_file: AbsolutePath | None = None
+    certificates_dir: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.verify_signatures and not (self.signature_ca_file or self.certificates_dir):
+            raise ValueError(
+                "images.verify_signatures needs images.signature_ca_file or"
+                " images.certificates_dir: somebody has to say whose signatures count"
+            )
+        return self
 
 
 class EvictionConfig(_Section):

@@ -149,10 +149,12 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
     qemu = await wiring.open_qemu(config.qemu, live.metrics)
     await wiring.check_overlay_options(qemu, store, config.overlay.options)
     room, disk_room = await wiring.rooms(store, live)
+    catalog = await wiring.open_catalog(stack, store)
+    glance, barbican = await wiring.open_glance(stack, config.glance, live.metrics)
     return Parts(
-        catalog=await wiring.open_catalog(stack, store),
+        catalog=catalog,
         store=store,
-        glance=await wiring.open_glance(stack, config.glance, live.metrics),
+        glance=glance,
         qemu=qemu,
         room=room,
         disk_room=disk_room,
@@ -162,6 +164,7 @@ async def _open(stack: contextlib.AsyncExitStack, live: Live, background: Backgr
         clock=asyncio.get_running_loop().time,
         now=_now,
         events=Events(_now),
+        barbican=barbican,
     )
 
 

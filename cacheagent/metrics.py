@@ -79,6 +79,7 @@ DRIFT_KINDS = (
 DROP_REASONS = ("full", "handshake", "unread")
 """Too many of them, a TLS handshake that failed or took too long, an answer that nobody read."""
 
+REINSPECTION_RESULTS = ("passed", "refused", "failed")
 ACCESS_RESULTS = ("allowed", "denied", "remembered", "error")
 GLANCE_CALLS = ("versions", "list", "show", "data", "access")
 _STATUSES = (
@@ -252,6 +253,14 @@ class Metrics:
         self.scrub_bytes_total = self._counter("scrub_bytes_total", "Bytes of bases read again.")
         self.scrub_failures_total = self._counter(
             "scrub_failures_total", "Bases that were no longer what they had been."
+        )
+        self.reinspections_total = self._counter(
+            "reinspections_total",
+            "Bases of older rules that were inspected again.",
+            {"result": REINSPECTION_RESULTS},
+        )
+        self.bases_of_older_rules = self._gauge(
+            "bases_of_older_rules", "Bases that nobody gets before they are inspected again."
         )
 
     def _add_surroundings(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from cacheagent.api.services import Services
+from cacheagent.backends.barbican import Barbican, BarbicanSettings
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance, GlanceHooks, GlanceSettings
 from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoIdentity
@@ -22,6 +23,7 @@ from cacheagent.backends.store import Store
 from cacheagent.errors import ConfigError, QemuImgError
 from cacheagent.loops.pruner import Pruner
 from cacheagent.loops.reconciler import Reconciler
+from cacheagent.loops.reinspector import Reinspector
 from cacheagent.loops.revalidator import Revalidator
 from cacheagent.loops.scrubber import Scrubber
 from cacheagent.loops.watcher import Watcher
@@ -44,6 +46,7 @@ from cacheagent.service.ingest import Ingest
 from cacheagent.service.making import Making
 from cacheagent.service.operator import Operator
 from cacheagent.service.reconcile import Reconcile
+from cacheagent.service.reinspect import Reinspect
 from cacheagent.service.repair import Repair
 from cacheagent.service.revalidate import Revalidate
 from cacheagent.service.room import Room
@@ -117,6 +120,7 @@ def wire(parts: Parts) -> Agent:
     )
     hooks = _hooks(pruner, reconciler, repair, verify)
     watch = Watch(parts, creation=creation, watched=Watched(parts), hooks=hooks)
+    reinspect = Reinspect(parts, bases, repair)
     revalidate = Revalidate(parts, lambda: pruner.nudge("deletion"))
     return Agent(
         services=services,
@@ -131,6 +135,7 @@ def wire(parts: Parts) -> Agent:
             reconciler,
             Watcher(watch, parts.config, parts.now, status.loops),
             Scrubber(verify, repair, parts.config, parts.now, parts.clock, status.loops),
+            Reinspector(reinspect, parts.config, parts.now, parts.clock, status.loops),
             Revalidator(revalidate, parts.config, parts.now, parts.clock, status.loops),
         ),
         metrics=parts.metrics,
@@ -201,8 +206,10 @@ async def open_catalog(stack: AsyncExitStack, store: Store) -> Catalog:
     return catalog
 
 
-async def open_glance(stack: AsyncExitStack, config: GlanceConfig, metrics: Metrics) -> Glance:
-    """Make the image service ready to be asked; nothing is asked of it yet.
+async def open_glance(
+    stack: AsyncExitStack, config: GlanceConfig, metrics: Metrics
+) -> tuple[Glance, Barbican]:
+    """Make the image service, and the key manager of its cloud, ready; nothing is asked yet.
 
     Raises:
         ConfigError: the cloud or the file of authorities cannot be used.
@@ -220,7 +227,13 @@ async def open_glance(stack: AsyncExitStack, config: GlanceConfig, metrics: Metr
         retries=config.retries,
         ca_file=ca_file,
     )
-    return await stack.enter_async_context(Glance(settings, identity, hooks=hooks))
+    keys = BarbicanSettings(
+        connect_timeout=config.connect_timeout, timeout=config.stall_timeout, ca_file=ca_file
+    )
+    return (
+        await stack.enter_async_context(Glance(settings, identity, hooks=hooks)),
+        await stack.enter_async_context(Barbican(keys, identity)),
+    )
 
 
 async def _open_identity(

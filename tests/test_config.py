@@ -183,8 +183,8 @@ def test_a_file_that_cannot_be_used_is_named(
 def test_keys_without_effect_are_named_only_where_they_are_set() -> None:
     """An operator learns that a key does nothing yet, and is not bothered by defaults."""
     assert _parse(
-        'images.verify_signatures = true\neviction.min_free = "1GiB"'
-    ).without_effect() == ("images.verify_signatures",)
+        'glance.mirrors = ["http://mirror.test"]\neviction.min_free = "1GiB"'
+    ).without_effect() == ("glance.mirrors",)
     assert Config().without_effect() == ()
 
 

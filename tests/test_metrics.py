@@ -43,6 +43,8 @@ CONTRACT = {
     "reconcile_drift_total": {"kind"},
     "scrub_bytes_total": set(),
     "scrub_failures_total": set(),
+    "reinspections_total": {"result"},
+    "bases_of_older_rules": set(),
     "access_checks_total": {"result"},
     "connections": set(),
     "connections_dropped_total": {"reason"},

@@ -86,7 +86,8 @@ class DiskView:
 class ImageView:
     """An image as an operator sees it: its state, its base, its users, and how far it has come.
 
-    ``progress`` is there while an ingest runs, ``error`` (a problem's detail) after one failed.
+    ``progress`` is there while an ingest runs, ``error`` (a problem's detail) after one failed, or
+    where the base is refused. ``withheld`` says why nobody gets the base before it is proved anew.
     """
 
     image: GlanceImage
@@ -97,6 +98,7 @@ class ImageView:
     pinned: bool
     users: tuple[User, ...]
     error: str | None
+    withheld: str | None = None
 
 
 class VerificationOutcome(enum.StrEnum):

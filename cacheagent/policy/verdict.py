@@ -91,7 +91,12 @@ def find_verdict(plan: EvictionPlan, base_id: BaseId) -> Verdict | None:
 
 
 def summary(view: ImageView, verdict: Verdict | None) -> str:
-    """Say in sentences why the image stays, or when it goes."""
+    """Say in sentences why the image stays, or when it goes, and whether anybody gets it."""
+    told = _summary(view, verdict)
+    return f"{told} Nobody gets it now: {view.withheld}." if view.withheld else told
+
+
+def _summary(view: ImageView, verdict: Verdict | None) -> str:
     if view.base is None:
         why = f": {view.error}" if view.error else ""
         return f"There is no base to evict: the image is {view.state}{why}."

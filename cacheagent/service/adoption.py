@@ -6,27 +6,20 @@ conversion made has another digest, which nobody wrote down, so such a file is l
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cacheagent.backends import qcow2
-from cacheagent.backends.inspect import INSPECTION_VERSION, Inspection
 from cacheagent.backends.store import Manifest
 from cacheagent.backends.store.leftovers import identities
-from cacheagent.errors import ImageUnacceptableError, NotQcow2Error
-from cacheagent.model import (
-    Base,
-    BaseState,
-    DiskFormat,
-    GlanceImage,
-    ImageId,
-    parse_base_id,
-)
+from cacheagent.errors import DigestMismatchError, ImageUnacceptableError, NotQcow2Error
+from cacheagent.model import Base, BaseState, DiskFormat
 from cacheagent.policy import admission
 from cacheagent.policy.sizing import whole_sectors
+from cacheagent.service.renewal import as_image
+from cacheagent.sync.throttle import Throttle
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -49,6 +42,7 @@ class Adoption:
         self._store = parts.store
         self._now = parts.now
         self._rules = parts.rules
+        self._inspection_version = parts.inspection_version
         self._bases = bases
         # Files that are not what their name says; nobody reads them again until they change.
         self._disproved: dict[Path, Identity] = {}
@@ -96,57 +90,26 @@ class Adoption:
             size=length,
             virtual_size=whole_sectors(length),
             allocated=await self._store.allocated(self._store.layout.base(base_id, disk_format)),
-            inspection_version=INSPECTION_VERSION,
+            inspection_version=self._inspection_version,
             fetched_at=now,
             last_used_at=now,
             verified_at=now,
         )
         try:
-            found = await self._content(base)
-            return await self._judged(base, found)
-        except (ImageUnacceptableError, NotQcow2Error, ValueError) as error:
+            seen = await self._bases.renewal.read(base, Throttle(None))
+            return await self._judged(base, seen.found)
+        except (DigestMismatchError, ImageUnacceptableError, NotQcow2Error) as error:
             _log.warning("a file is no base", base_id=base_id, format=disk_format, why=str(error))
             return None
-
-    async def _content(self, base: Base) -> Found:
-        """Read all bytes, and say what they are.
-
-        Raises: ``ValueError`` where they are not those that the name stands for.
-        """
-        expected = parse_base_id(base.base_id)
-        digest, inspection = hashlib.new(expected.algorithm), Inspection()
-
-        def feed(block: memoryview) -> None:
-            digest.update(block)
-            inspection.feed(block)
-
-        async with self._store.reread(base, feed) as reading:
-            while await reading.step() >= 0:
-                pass
-        if digest.hexdigest() != expected.hex:
-            raise ValueError("it has another digest, as a converted image has")
-        return await self._store.run(inspection.finish)
 
     async def _judged(self, base: Base, found: Found) -> Base:
         """Judge the content as that of an image, and read what the header tells.
 
         Raises: ``ImageUnacceptableError``, ``NotQcow2Error``.
         """
-        admission.admit_content(_as_image(base), found, self._rules())
+        admission.admit_content(as_image(base), found, self._rules())
         if base.format is DiskFormat.RAW:
             return base
         path = self._store.layout.base(base.base_id, base.format)
         header = await self._store.run(qcow2.read_header, path)
         return replace(base, virtual_size=whole_sectors(header.virtual_size))
-
-
-def _as_image(base: Base) -> GlanceImage:
-    """Give the image that the file would be, for the rules that judge images."""
-    return GlanceImage(
-        image_id=ImageId(base.base_id),
-        name=base.base_id,
-        status="active",
-        disk_format=base.source_format,
-        container_format="bare",
-        size=base.size,
-    )

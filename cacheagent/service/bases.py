@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cacheagent import log
-from cacheagent.backends.store import Manifest
 from cacheagent.errors import (
-    CatalogError,
     DiskFullError,
     ImageForbiddenError,
     ImageNotFoundError,
+    ImageUnacceptableError,
     ProblemError,
     RetryLaterError,
     ShuttingDownError,
@@ -26,11 +25,15 @@ from cacheagent.errors import (
 )
 from cacheagent.model import Base, BaseState, CacheResult, GlanceImage, Standing
 from cacheagent.policy import admission
-from cacheagent.policy.verification import has_right_length
+from cacheagent.policy.trust import Lack
+from cacheagent.policy.verification import has_right_length, is_as_it_came
 from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.meter import Meter
+from cacheagent.service.publishing import Publishing
+from cacheagent.service.renewal import Renewal
 from cacheagent.service.telling import told
+from cacheagent.service.trust import Trust
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -112,6 +115,9 @@ class Bases:
         self._failures: dict[ImageId, Failure] = {}
         self._waiting: Counter[ImageId] = Counter()
         self._stopping = False
+        self.trust = Trust(parts)
+        self.renewal = Renewal(parts, self.trust)
+        self._publishing = Publishing(parts, self.trust, self.renewal)
         self.locks: KeyLock[BaseId] = KeyLock()
 
     async def ensure(self, image_id: ImageId, caller: Caller) -> Ensured:
@@ -167,7 +173,7 @@ class Bases:
         return replace(found, result=result)
 
     async def _lease(self, image_id: ImageId, holder: str) -> Ensured | None:
-        """Lease the base of the image if it is here; None where it has to be brought."""
+        """Lease the base of the image if it is here; None where it has to be brought, or proved."""
         lease_id = uuid.uuid4().hex
         until = self._now() + timedelta(seconds=LEASE_SECONDS)
         try:
@@ -179,7 +185,8 @@ class Bases:
             if found is None:
                 return None
             cached, base = found
-            if cached.standing is Standing.ACTIVE and await self._lies_there(base):
+            trusted = not self.trust.lacks(base, cached.image)
+            if trusted and cached.standing is Standing.ACTIVE and await self._lies_there(base):
                 return Ensured(base, cached.image, CacheResult.HIT, lease_id)
         except BaseException:
             await self._catalog.release(lease_id)
@@ -199,7 +206,9 @@ class Bases:
         if cached is None or cached.base_id is None or cached.standing is not Standing.ACTIVE:
             return None
         base = await self._here(cached.base_id)
-        return None if base is None else Ensured(base, cached.image, CacheResult.HIT)
+        if base is None or self.trust.lacks(base, cached.image):
+            return None
+        return Ensured(base, cached.image, CacheResult.HIT)
 
     def progress(self, image_id: ImageId) -> Progress | None:
         """Tell how far the ingest of the image is; None where none runs."""
@@ -306,6 +315,8 @@ class Bases:
         return ensured
 
     async def _fetch(self, image_id: ImageId, caller: Caller, meter: Meter) -> Ensured:
+        if (known := await self._inspected_again(image_id, caller)) is not None:
+            return known
         image = await self._describe(image_id, caller)
         try:
             # A disk that fills up costs one eviction; what has arrived is gone on from.
@@ -321,6 +332,20 @@ class Bases:
             self._remember(image, UNWANTED)
             raise
 
+    async def _inspected_again(self, image_id: ImageId, caller: Caller) -> Ensured | None:
+        """Look at a base of older rules by those of now, if its file is all that this needs."""
+        cached = await self._catalog.image(image_id)
+        if cached is None or cached.base_id is None or cached.standing is not Standing.ACTIVE:
+            return None
+        async with self.locks.hold(cached.base_id):
+            base = await self._here(cached.base_id)
+            if base is None or not is_as_it_came(base):
+                return None
+            if self.trust.lacks(base, cached.image) != {Lack.INSPECTION}:
+                return None
+            proved = await self.renewal.proved(base, cached.image, caller)
+        return None if proved is None else Ensured(proved, cached.image, CacheResult.HIT)
+
     async def _bring_in(self, image: GlanceImage, caller: Caller, meter: Meter) -> Ensured:
         if image.digest is None:
             async with (
@@ -329,10 +354,26 @@ class Bases:
             ):
                 return await uninterrupted(self._publish(image, made))
         async with self.locks.hold(image.digest.base_id):
-            if (base := await self._here(image.digest.base_id)) is not None:
-                return await self._link(image, base)
-            async with self._ingest.make(image, caller, meter) as made:
-                return await uninterrupted(self._publish(image, made))
+            here = await self._here(image.digest.base_id)
+            if here is not None:
+                # Before anything is proved anew: what means another disk says nothing against it.
+                admission.admit_alias(image, here.source_format, here.virtual_size, self._rules())
+                proved = await self.renewal.proved(here, image, caller)
+                if proved is not None:
+                    base = await self._publishing.link(image, proved)
+                    return Ensured(base, image, CacheResult.HIT)
+            try:
+                async with self._ingest.make(image, caller, meter) as made:
+                    return await uninterrupted(self._publish(image, made))
+            except ImageUnacceptableError as error:
+                if here is not None:
+                    self.trust.refuse(here, error)
+                raise
+
+    async def _publish(self, image: GlanceImage, made: Made) -> Ensured:
+        here = await self._here(made.manifest.base.base_id)
+        base, result = await self._publishing.publish(image, made, here)
+        return Ensured(base, image, result)
 
     async def _describe(self, image_id: ImageId, caller: Caller) -> GlanceImage:
         """Ask Glance what the image is, and write down the intent to have it."""
@@ -340,49 +381,6 @@ class Bases:
         admission.admit_description(image, self._rules())
         await self._room.retrying(lambda: self._catalog.intend_image(image, self._now()))
         return image
-
-    async def _link(self, image: GlanceImage, base: Base) -> Ensured:
-        """Let the image stand for a base of equal content, if that is what it says it is."""
-        admission.admit_alias(image, base.source_format, base.virtual_size, self._rules())
-        linked = await self._room.retrying(
-            lambda: self._catalog.link_image(image, base.base_id, self._now())
-        )
-        if not linked:
-            raise CatalogError(f"base {base.base_id} went while its lock was held")
-        images = await self._catalog.images_of(base.base_id)
-        known = tuple(cached.image for cached in images)
-        await self._store.write_manifest(Manifest(base=base, images=known))
-        await self._store.discard_ingest(image.image_id)
-        self._tell(image, base)
-        return Ensured(base, image, CacheResult.HIT)
-
-    async def _publish(self, image: GlanceImage, made: Made) -> Ensured:
-        """Give the file its name, then the catalog its row: a crash in between is adopted."""
-        base_id = made.manifest.base.base_id
-        if (base := await self._here(base_id)) is not None:
-            return await self._link(image, base)
-        manifest = await self._store.publish(made.path, made.manifest)
-        try:
-            await self._room.retrying(lambda: self._record(manifest))
-        except BaseException:
-            # A file that no row tells of would be nobody's.
-            await self._store.trash_base(base_id, manifest.base.format)
-            await self._store.drop_trashed(base_id, manifest.base.format)
-            raise
-        # A damaged one that it takes the place of is of no use any more.
-        await self._store.drop_quarantined(base_id, manifest.base.format)
-        await self._store.discard_ingest(image.image_id)
-        _log.info("published", image_id=image.image_id, base_id=base_id, bytes=image.size)
-        self._tell(image, manifest.base)
-        return Ensured(manifest.base, image, CacheResult.MISS)
-
-    async def _record(self, manifest: Manifest) -> None:
-        base = manifest.base
-        await self._catalog.publish(base, manifest.images, base.fetched_at)
-
-    def _tell(self, image: GlanceImage, base: Base) -> None:
-        facts = {"name": image.name, "base_id": base.base_id, "bytes": base.size}
-        self._events.emit(EventKind.IMAGE_PUBLISHED, image_id=image.image_id, **facts)
 
     def _remember(self, image: GlanceImage, why: str) -> None:
         """Keep the failure for those who ask later."""

@@ -32,6 +32,7 @@ class EventKind(enum.StrEnum):
     DISK_GONE = "disk.gone"
     BASE_EVICTED = "base.evicted"
     BASE_DAMAGED = "base.damaged"
+    BASE_REFUSED = "base.refused"
     BASE_VERIFIED = "base.verified"
     PRUNE = "prune"
     MISSED = "missed"

@@ -173,6 +173,8 @@ class Images:
         users = () if base is None else await self._use.recorded(base)
         progress = self._bases.progress(image_id)
         failure = self._bases.failures().get(image_id)
+        trust = self._bases.trust
+        refused = None if base is None else trust.why_refused(base)
         return ImageView(
             image=cached.image,
             state=ImageState(progress.phase) if progress else self._state(image_id, base),
@@ -181,12 +183,14 @@ class Images:
             progress=progress,
             pinned=image_id in await self._catalog.pins(),
             users=(*users, *(User(kind=UserKind.WAITER) for _ in range(waiting))),
-            error=None if failure is None else failure.why,
+            error=(None if failure is None else failure.why) or refused,
+            withheld=None if base is None else trust.withheld(base, cached.image),
         )
 
     def _state(self, image_id: ImageId, base: Base | None) -> ImageState:
         if base is not None:
-            quarantined = base.state is BaseState.QUARANTINED
+            refused = self._bases.trust.why_refused(base) is not None
+            quarantined = refused or base.state is BaseState.QUARANTINED
             return ImageState.QUARANTINED if quarantined else ImageState.READY
         failed = image_id in self._bases.failures()
         return ImageState.FAILED if failed else ImageState.QUEUED

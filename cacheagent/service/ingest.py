@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.backends.inspect import INSPECTION_VERSION
 from cacheagent.backends.store import BLOCK_SIZE, Manifest
 from cacheagent.errors import (
     DigestMismatchError,
@@ -21,14 +20,17 @@ from cacheagent.model import Base, BaseState, DiskFormat, IngestPhase
 from cacheagent.policy import admission
 from cacheagent.policy.admission import BaseFormat
 from cacheagent.policy.sizing import whole_sectors
+from cacheagent.service.looking import look_again
 from cacheagent.service.pipeline import Pipeline
 from cacheagent.service.proof import Proof, Proven
 from cacheagent.service.quarantine import Quarantine
+from cacheagent.service.signatures import Signatures
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from cacheagent.backends.signing import SignatureCheck
     from cacheagent.backends.store import Part
     from cacheagent.model import BaseId, Caller, GlanceImage
     from cacheagent.policy.admission import ImageRules, SourceFormat
@@ -63,6 +65,8 @@ class Ingest:
         self._metrics = parts.metrics
         self._rules = parts.rules
         self._clock = parts.clock
+        self._inspection_version = parts.inspection_version
+        self._signatures = Signatures(parts)
         self._quarantine = Quarantine(parts)
         self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
 
@@ -78,12 +82,13 @@ class Ingest:
 
         """
         rules = self._rules()
+        signed = await self._signatures.demanded(image, caller)
         needed = admission.room_needed(image, rules) - await self._store.arrived_bytes(image)
         # Room first: what does not fit is refused at once, and does not wait for its turn.
         async with self._room.reserve(needed) as room:
             # The turn ends before the publishing: that may have to wait for another ingest.
             async with self._slots:
-                made = await self._make(image, caller, meter, room, rules)
+                made = await self._make(image, caller, meter, room, rules, signed)
             yield made
 
     async def _make(
@@ -93,12 +98,13 @@ class Ingest:
         meter: Meter,
         room: Reservation,
         rules: ImageRules,
+        signed: SignatureCheck | None,
     ) -> Made:
         digest = None
         try:
             with self._metrics.downloads_in_progress.track_inprogress():
                 started = self._clock()
-                proven = await self._download(image, caller, meter, room)
+                proven = await self._download(image, caller, meter, room, signed)
                 self._metrics.download_seconds.observe(self._clock() - started)
             digest = proven.digest
             return await self._judged(image, proven, meter, room, rules)
@@ -135,23 +141,34 @@ class Ingest:
         return replace(rules, base_format=as_it_was)
 
     async def _download(
-        self, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
+        self,
+        image: GlanceImage,
+        caller: Caller,
+        meter: Meter,
+        room: Reservation,
+        signed: SignatureCheck | None,
     ) -> Proven:
         """Fill the part; bytes left by an earlier try get one chance to be the right ones."""
         async with self._store.part(image) as part:
             left_over = part.present
             try:
-                return await self._fill(part, image, caller, meter, room)
+                return await self._fill(part, image, caller, meter, room, signed)
             except (DigestMismatchError, OSError) as error:
                 if not left_over:
                     raise
                 _log.warning("starting afresh", image_id=image.image_id, why=str(error))
             room.claim(part.present)
             await part.restart()
-            return await self._fill(part, image, caller, meter, room)
+            return await self._fill(part, image, caller, meter, room, signed)
 
     async def _fill(
-        self, part: Part, image: GlanceImage, caller: Caller, meter: Meter, room: Reservation
+        self,
+        part: Part,
+        image: GlanceImage,
+        caller: Caller,
+        meter: Meter,
+        room: Reservation,
+        signed: SignatureCheck | None,
     ) -> Proven:
         received = self._metrics.download_bytes_total.labels(source="glance")
 
@@ -160,7 +177,7 @@ class Ingest:
             room.spent(length)
             meter.reach(part.present)
 
-        with Proof.open(image) as proof:
+        with Proof.open(image, signed) as proof:
             await part.read_present(proof.feed)
             meter.enter(IngestPhase.DOWNLOADING, part.size, part.present)
             stream = self._glance.stream(image, offset=part.present, caller=caller)
@@ -192,7 +209,7 @@ class Ingest:
         part = self._store.layout.part(image.image_id)
         target_format = admission.target_format(source_format, rules)
         try:
-            size = await self._look_again(part, source_format, rules)
+            size = await look_again(self._qemu, part, source_format, rules)
             if not admission.needs_conversion(source_format, rules):
                 return part, target_format
             target = self._store.layout.conversion(image.image_id, target_format)
@@ -211,23 +228,6 @@ class Ingest:
                 raise
             raise ImageUnacceptableError("conversion", str(error)) from error
         return target, target_format
-
-    async def _look_again(self, part: Path, source_format: SourceFormat, rules: ImageRules) -> int:
-        """Let qemu-img look at what the inspection has let in; give its virtual size."""
-        info = await self._qemu.info(part, source_format)
-        admission.admit_opened(
-            virtual_size=info.virtual_size,
-            backing_file=info.backing_file,
-            data_file=info.data_file,
-            encrypted=info.encrypted,
-            corrupt=info.corrupt,
-            rules=rules,
-        )
-        try:
-            await self._qemu.check(part, source_format)
-        except QemuImgError as error:
-            raise ImageUnacceptableError("corrupt", f"the image is damaged: {error}") from error
-        return info.virtual_size
 
     async def _describe(
         self,
@@ -248,9 +248,10 @@ class Ingest:
             size=image.size or 0,
             virtual_size=whole_sectors(info.virtual_size),
             allocated=0,
-            inspection_version=INSPECTION_VERSION,
+            inspection_version=self._inspection_version,
             fetched_at=now,
             last_used_at=now,
+            signatures=() if proven.signature is None else (proven.signature,),
         )
         return Manifest(base=base, images=(image,))
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from cacheagent.backends.barbican import Barbican
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance
+from cacheagent.backends.inspect import INSPECTION_VERSION
 from cacheagent.backends.qemuimg import QemuImg
 from cacheagent.backends.store import Store
 from cacheagent.config import Config
@@ -27,7 +29,8 @@ class Parts:
 
     ``config()`` gives the configuration as it is now, since it can be reloaded; ``clock()``
     gives monotonic seconds, ``now()`` the time in UTC. ``room`` is that of the bases,
-    ``disk_room`` that of the disks: the same one where both lie on one file system.
+    ``disk_room`` that of the disks: the same one where both lie on one file system. ``barbican``
+    is None without Keystone. ``inspection_version`` is that of the rules which look at images now.
     """
 
     catalog: Catalog
@@ -42,6 +45,8 @@ class Parts:
     clock: Callable[[], float]
     now: Callable[[], datetime]
     events: Events
+    barbican: Barbican | None = None
+    inspection_version: int = INSPECTION_VERSION
 
     def bounds(self) -> EvictionPolicy:
         """Give the bounds of the cache as the operator has set them now."""
@@ -60,6 +65,13 @@ class Parts:
             allowed_formats=frozenset(images.allowed_formats),
             max_size=images.max_size,
             max_virtual_size=images.max_virtual_size,
+        )
+
+    def trust(self) -> TrustRules:
+        """Give what has to be proved of a base before anybody gets it."""
+        return TrustRules(
+            inspection_version=self.inspection_version,
+            verify_signatures=self.config().images.verify_signatures,
         )
 
 

@@ -11,72 +11,94 @@ from typing import TYPE_CHECKING, Self
 
 from cacheagent.backends.inspect import Inspection
 from cacheagent.errors import DigestMismatchError
-from cacheagent.model import Digest
+from cacheagent.model import Digest, ImageSignature
 from cacheagent.policy.admission import Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Executor
 
+    from cacheagent.backends.signing import SignatureCheck
     from cacheagent.model import GlanceImage
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """Bytes that are what Glance says: the digest that names their base, and what they are."""
+    """Bytes that are what Glance says: the digest that names their base, and what they are.
+
+    ``signature`` holds for them; None where none was checked.
+    """
 
     digest: Digest
     found: Found
+    signature: ImageSignature | None = None
+
+
+class Follower:
+    """Follows the bytes of one image from the first to the last; to be called by one thread.
+
+    Where Glance has a strong digest, that is checked and names the base. Else its MD5 is checked,
+    which protects from accidents only, and a SHA-256 of our own names the base. Each digest is
+    computed once, whatever it is for: a signature is made over one, too.
+    """
+
+    def __init__(self, image: GlanceImage, signed: SignatureCheck | None = None) -> None:
+        named = image.digest
+        self._expected = named or Digest("md5", image.checksum or "")
+        self._name_by = named.algorithm if named else "sha256"
+        self._signed = signed
+        wanted = {self._expected.algorithm, self._name_by}
+        if signed is not None:
+            wanted.add(signed.algorithm)
+        self._hashers = {each: hashlib.new(each, usedforsecurity=False) for each in sorted(wanted)}
+        self._inspection = Inspection()
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next bytes; the buffer is free again afterwards."""
+        for hasher in self._hashers.values():
+            hasher.update(data)
+        self._inspection.feed(data)
+
+    def finish(self) -> Proven:
+        """Compare.
+
+        Raises:
+            DigestMismatchError: the bytes are not those that Glance describes.
+            ImageUnacceptableError: ``signature-invalid``: its owner did not sign these bytes.
+
+        """
+        found = self._inspection.finish()
+        algorithm, expected = self._expected.algorithm, self._expected.hex
+        actual = self._hashers[algorithm].hexdigest()
+        if actual != expected:
+            raise DigestMismatchError(algorithm=algorithm, expected=expected, actual=actual)
+        if self._signed is not None:
+            self._signed.verify(self._hashers[self._signed.algorithm].digest())
+        name = Digest(self._name_by, self._hashers[self._name_by].hexdigest())
+        return Proven(name, found, None if self._signed is None else self._signed.signature)
 
 
 class Proof:
-    """Follows the bytes of one image from the first to the last, in a thread of its own.
+    """A follower in a thread of its own."""
 
-    Where Glance has a strong digest, that is checked and names the base. Else its MD5 is checked,
-    which protects from accidents only, and a SHA-256 of our own names the base.
-    """
-
-    def __init__(self, image: GlanceImage, thread: Executor) -> None:
-        named = image.digest
+    def __init__(self, follower: Follower, thread: Executor) -> None:
+        self._follower = follower
         self._thread = thread
-        self._expected = named or Digest("md5", image.checksum or "")
-        self._naming = hashlib.new(named.algorithm if named else "sha256")
-        self._checking = self._naming if named else hashlib.md5(usedforsecurity=False)
-        self._inspection = Inspection()
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, image: GlanceImage) -> Iterator[Self]:
+    def open(cls, image: GlanceImage, signed: SignatureCheck | None = None) -> Iterator[Self]:
         """Give a proof that has seen nothing yet."""
         thread = ThreadPoolExecutor(1, "proof")
         try:
-            yield cls(image, thread)
+            yield cls(Follower(image, signed), thread)
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def feed(self, data: memoryview) -> asyncio.Future[None]:
         """Begin to follow ``data``, after all that was fed before; it stays untouched."""
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._feed, data)
-
-    def _feed(self, data: memoryview) -> None:
-        self._naming.update(data)
-        if self._checking is not self._naming:
-            self._checking.update(data)
-        self._inspection.feed(data)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._follower.feed, data)
 
     async def finish(self) -> Proven:
-        """Compare.
-
-        Raises:
-            DigestMismatchError: the bytes are not those that Glance describes.
-
-        """
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._inspection.finish
-        )
-        actual = self._checking.hexdigest()
-        if actual != self._expected.hex:
-            raise DigestMismatchError(
-                algorithm=self._expected.algorithm, expected=self._expected.hex, actual=actual
-            )
-        return Proven(Digest(self._naming.name, self._naming.hexdigest()), found)
+        """Compare; raises as ``Follower.finish``."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.finish)

@@ -70,6 +70,23 @@ class Repair:
             if row is not None and _is_ready(row) and row.fetched_at == base.fetched_at:
                 await uninterrupted(self._damaged(row, why))
 
+    async def withdraw(self, base: Base, why: str) -> None:
+        """Move a READY base to quarantine that newer rules refuse, unless somebody uses it.
+
+        A guest that runs on it goes on; its file is never taken from where it is used.
+        """
+        async with self._bases.locks.hold(base.base_id):
+            row = await self._catalog.base(base.base_id)
+            if row is None or not _is_ready(row) or row.fetched_at != base.fetched_at:
+                return
+            if not await self._is_needed(row):
+                await uninterrupted(self._withdraw(row, why))
+
+    async def _withdraw(self, row: Base, why: str) -> None:
+        await self._catalog.set_base_state(row.base_id, BaseState.QUARANTINED)
+        await self._store.quarantine_base(row.base_id, row.format)
+        _log.warning("a refused base went to quarantine", base_id=row.base_id, why=why)
+
     async def resume(self) -> None:
         """Go on fetching the damaged bases that somebody uses, after a start."""
         rows = [row for row in await self._catalog.bases() if row.state is BaseState.QUARANTINED]
