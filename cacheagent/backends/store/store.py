@@ -181,8 +181,8 @@ class Store:
         """Remove whatever an ingest of the image left."""
         layout = self.layout
         record = layout.part_record(image_id)
-        conversions = (layout.conversion(image_id, fmt) for fmt in DiskFormat)
-        left = (layout.part(image_id), record, unfinished(record), *conversions)
+        made = (layout.unpacked(image_id), *(layout.conversion(image_id, f) for f in DiskFormat))
+        left = (layout.part(image_id), record, unfinished(record), *made)
         await self.run(_remove_all, left)
 
     async def partial_bytes(self) -> int:
