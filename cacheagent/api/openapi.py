@@ -12,7 +12,7 @@ import cacheagent
 from cacheagent.api import problemdocs, requestid
 from cacheagent.api.guards import API_PREFIX, OPEN_PATHS, UNCOUNTED_PATHS
 from cacheagent.api.problems import MEDIA_TYPE
-from cacheagent.api.reading import TOKEN_HEADER
+from cacheagent.api.reading import EVENT_HEADER, EVENT_ID_PATTERN, TOKEN_HEADER, TOKEN_PATTERN
 from cacheagent.errors import (
     InvalidRequestError,
     ProblemError,
@@ -45,6 +45,12 @@ _PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "image_id": ("The UUID of the image in Glance.", _UUID),
     "name": ("The name of the disk.", {"type": "string", "pattern": f"^{DISK_NAME_PATTERN}$"}),
 }
+_HEADER_PATTERNS: Mapping[str, str] = {
+    TOKEN_HEADER: f"^{TOKEN_PATTERN}$",
+    EVENT_HEADER: f"^{EVENT_ID_PATTERN}$",
+}
+"""Of headers that are refused in any other form."""
+
 _REQUEST_ID = "The id of the request: logged and echoed; Glance gets it if it is a UUID."
 _REF = "#/components/schemas/{model}"
 
@@ -133,9 +139,14 @@ def _header_parameters(route: Route) -> list[Json]:
     if route.path.startswith(API_PREFIX):
         headers[TOKEN_HEADER] = "The tenant's Keystone token, checked against Glance."
     return [
-        {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        {"name": name, "in": "header", "description": text, "schema": _header_schema(name)}
         for name, text in {**headers, **route.headers}.items()
     ]
+
+
+def _header_schema(name: str) -> Json:
+    pattern = _HEADER_PATTERNS.get(name)
+    return {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
 
 
 def _responses(route: Route) -> Json:
@@ -161,10 +172,15 @@ def _success(success: Success) -> Json:
 
 def _problem(errors: Sequence[type[ProblemError]]) -> Json:
     refs = [_ref(problemdocs.MODELS[error]) for error in errors]
-    later = any(issubclass(error, RetryLaterError) for error in errors)
+    later = all(issubclass(error, RetryLaterError) for error in errors)
+    own = {"Retry-After": "Seconds after which to try again."} if later else {}
+    if any(issubclass(error, UnauthenticatedError) for error in errors):
+        own["WWW-Authenticate"] = (
+            "`Bearer` where a token of this daemon is needed, else `Keystone`."
+        )
     return {
         "description": " · ".join(error.title for error in errors),
-        "headers": _headers({"Retry-After": "Seconds after which to try again."} if later else {}),
+        "headers": _headers(own),
         "content": {MEDIA_TYPE: {"schema": refs[0] if len(refs) == 1 else {"oneOf": refs}}},
     }
 
@@ -172,7 +188,7 @@ def _problem(errors: Sequence[type[ProblemError]]) -> Json:
 def _headers(own: Mapping[str, str]) -> Json:
     echoed = dict.fromkeys(requestid.HEADERS, _REQUEST_ID)
     return {
-        name: {"description": text, "schema": {"type": "string"}}
+        name: {"description": text, "required": True, "schema": {"type": "string"}}
         for name, text in {**echoed, **own}.items()
     }
 

@@ -30,8 +30,9 @@ BODY_SECONDS = 30.0
 
 TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 - the name of a header, not a token
 
-_EVENT_ID = r"[0-9a-f]+-[0-9]{1,18}"
-_TOKEN = r"[\x21-\x7e]+"  # noqa: S105 - what a token looks like, not one
+EVENT_HEADER = "Last-Event-ID"
+EVENT_ID_PATTERN = r"[0-9a-f]+-[0-9]{1,18}"
+TOKEN_PATTERN = r"[\x21-\x7e]+"  # noqa: S105 - what a token looks like, not one
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Request)
@@ -69,16 +70,16 @@ def caller(request: web.Request) -> Caller:
     if len(tokens) > 1:
         raise InvalidRequestError([(TOKEN_HEADER, "is given more than once")])
     token = tokens[0] if tokens else None
-    if token is not None and not re.fullmatch(_TOKEN, token):
+    if token is not None and not re.fullmatch(TOKEN_PATTERN, token):
         raise UnauthenticatedError(f"{TOKEN_HEADER} does not hold a Keystone token")
     return Caller(token=token, request_id=requestid.current())
 
 
 def last_event_id(request: web.Request) -> str | None:
     """Give the event behind which a stream is to go on; None: with what happens from now on."""
-    given = request.headers.get("Last-Event-ID")
-    if given is not None and not re.fullmatch(_EVENT_ID, given):
-        raise InvalidRequestError([("Last-Event-ID", "is not the id of an event")])
+    given = request.headers.get(EVENT_HEADER)
+    if given is not None and not re.fullmatch(EVENT_ID_PATTERN, given):
+        raise InvalidRequestError([(EVENT_HEADER, "is not the id of an event")])
     return given
 
 

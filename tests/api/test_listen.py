@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import ClientSession, web
 
-from cacheagent.api import listen
+from cacheagent.api import listen, peer
 from cacheagent.api.app import create_app
 from cacheagent.api.credentials import Credentials
 from cacheagent.api.httplog import HttpLogger
@@ -156,3 +158,76 @@ async def test_an_expectation_that_nobody_knows_is_answered_like_none(port: int)
     """No header goes past the guards, and none is answered by somebody else."""
     head = b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nExpect: wonders\r\n\r\n"
     assert await said(port, head) == [b"HTTP/1.1 401 Unauthorized"]
+
+
+async def test_the_socket_has_its_mode_before_anybody_can_connect(
+    server: HttpServer, tmp_path: Path
+) -> None:
+    """Mode and group are those of the configuration, and a restart finds them again."""
+    path = tmp_path / "api.sock"
+    await listen.listen_unix(server, ApiConfig(socket=path, socket_mode=0o600))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.stat().st_gid == os.getgid()
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o1777, False), (0o775, False)])
+async def test_a_folder_that_everybody_may_write_to_holds_no_socket(
+    server: HttpServer, tmp_path: Path, mode: int, *, refused: bool
+) -> None:
+    """Nobody puts a socket of his own in the place of the daemon's; the sticky bit is enough."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+    config = ApiConfig(socket=folder / "api.sock")
+    if not refused:
+        await listen.listen_unix(server, config)
+        return
+    with pytest.raises(ConfigError, match=r"api\.socket: .*everybody may write to its folder"):
+        await listen.listen_unix(server, config)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_link_in_the_place_of_the_socket_is_not_followed(
+    server: HttpServer, tmp_path: Path
+) -> None:
+    """Neither the link nor what it leads to is touched."""
+    target, path = tmp_path / "target", tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(target))
+    mode = target.stat().st_mode
+    path.symlink_to(target)
+    with pytest.raises(ConfigError, match="something else than a socket"):
+        await listen.listen_unix(server, ApiConfig(socket=path, socket_mode=0o600))
+    assert path.readlink() == target
+    assert target.stat().st_mode == mode
+
+
+async def test_a_socket_that_a_dead_daemon_left_is_replaced(
+    server: HttpServer, tmp_path: Path
+) -> None:
+    """A crash leaves a socket that refuses; the next start takes its place."""
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    await listen.listen_unix(server, ApiConfig(socket=path))
+    assert server.addresses == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_whoever_may_choose_an_address_is_counted_as_one(address: str, counted: str) -> None:
+    """A host that has a whole network of IPv6 has one share, and not one for each address."""
+    assert peer.of_address(address) == counted
+
+
+def test_who_has_gone_is_nobody() -> None:
+    """A connection that is closed already is counted, and has no address any more."""
+    assert peer.name(None) == peer.NOBODY

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import signal
 import socket
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -20,7 +22,6 @@ from tests.fakes.certificate import write_certificate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 BEARER = "bearer-of-a-scheduler"
 UNAUTHORIZED = 401
@@ -134,6 +135,47 @@ async def test_command_line_speaks_to_a_guarded_daemon(tokens: str) -> None:
         done = await cacheagent("status", environment={**environment, "CACHEAGENT_BEARER": ""})
         assert (done.status, done.stdout) == (1, "")
         assert "a bearer token of this daemon is needed" in done.stderr
+
+
+async def test_tokens_and_certificates_are_read_again(
+    tokens: str, tls: dict[str, str], certificate: Path
+) -> None:
+    """A reload takes back a token and renews a certificate, without a restart."""
+    async with listening(token_file=tokens, **tls) as agent:
+        old = ssl.create_default_context(cafile=certificate)
+        async with AsyncClient(agent.address(), bearer=BEARER, tls=old) as client:
+            assert await client.instances() == []
+            Path(tokens).write_text(hashlib.sha256(b"another").hexdigest())
+            write_certificate(certificate)
+            agent.send(signal.SIGHUP)
+            assert (await agent.told()).startswith("RELOADING=1")
+            while await agent.told() != "READY=1":
+                pass
+            with pytest.raises(RequestFailedError, match="a bearer token"):
+                await client.instances()
+        async with AsyncClient(agent.address(), bearer="another", tls=old) as client:
+            with pytest.raises(DaemonUnreachableError):
+                await client.instances()
+        new = ssl.create_default_context(cafile=certificate)
+        async with AsyncClient(agent.address(), bearer="another", tls=new) as client:
+            assert await client.instances() == []
+
+
+async def test_who_asks_without_pause_is_slowed_down_and_nobody_else() -> None:
+    """A flood over TCP gets 429; the socket's user and who watches health are served on."""
+    async with listening(requests_per_second=1) as agent:
+        async with aiohttp.ClientSession(agent.address()) as session:
+            found = []
+            for _ in range(40):
+                async with session.get("/v1/status") as answer:
+                    found.append(answer.status)
+            assert set(found) == {200, 429}
+            assert found[:4] == [200] * 4
+            async with session.get("/healthz") as answer:
+                assert answer.status == 200
+        assert (await agent.ask("GET", "/v1/status")).status == 200
+        async with AsyncClient(agent.address()) as client:
+            assert (await client.status())["ready"]
 
 
 async def test_address_beyond_this_machine_needs_a_guard(tls: dict[str, str]) -> None:
