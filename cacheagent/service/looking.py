@@ -1,9 +1,14 @@
-"""The second look at an image, by qemu-img, once the inspection has let its bytes in."""
+"""What is looked at once the inspection has let the bytes of an image in.
+
+qemu-img opens it, and what a conversion made of it is looked at as well.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from cacheagent.backends.inspect import formats_of_ends
 from cacheagent.errors import ImageUnacceptableError, QemuImgError
 from cacheagent.policy import admission
 
@@ -38,3 +43,13 @@ async def look_again(
     except QemuImgError as error:
         raise ImageUnacceptableError("corrupt", f"the image is damaged: {error}") from error
     return info.virtual_size
+
+
+async def look_inside(path: Path) -> None:
+    """Look whether the disk of an image, which has been converted to raw, is plain data.
+
+    Raises:
+        ImageUnacceptableError: it is an image itself.
+
+    """
+    admission.admit_inside(await asyncio.to_thread(formats_of_ends, path))

@@ -172,7 +172,7 @@ GOOD: Final = (
     _row("preallocated", ADMITTED, partial(made, "qcow2", "preallocation=metadata")),
     _bent("was open when its host died", ADMITTED, (INCOMPATIBLE, ">Q", 1)),
     _bent("features that may be ignored", ADMITTED, (80, ">Q", 1 << 40)),
-    _bent("bytes behind its end", ADMITTED, (DATA, "4s", b"QFI\xfb")),
+    _row("bytes behind its end", ADMITTED, lambda: sound() + b"QFI\xfb" * 1000),
     _row("a leaked cluster", ADMITTED, partial(sound, (L2 + 8, ">Q", 0))),
     _row("compressed beyond measure, within the limits", ADMITTED, partial(bomb, 16)),
 )
@@ -296,7 +296,7 @@ TABLES: Final = (
     _found("a snapshot that is none", "corrupt", (SNAPSHOTS, ">I", 1), (SNAPSHOTS_AT, ">Q", DATA)),
     _row(
         "bitmaps beyond the end",
-        "corrupt",
+        "conversion",
         partial(
             extended,
             _BITMAPS,
