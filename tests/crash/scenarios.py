@@ -18,16 +18,20 @@ OTHER = "6d1c1f3a-0c55-4b7e-9d53-0a53c0a1b002"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """The images that there are: in two blocks, in qcow2, the first again, and a small one."""
+    """The images that there are: in two blocks, in qcow2, the first again, a small one, a bad one.
+
+    The ``bad`` one is not of the format that Glance says.
+    """
 
     raw: Image
     qcow2: Image
     twin: Image
     small: Image
+    bad: Image
 
     def all(self) -> tuple[Image, ...]:
         """Give all of them."""
-        return (self.raw, self.qcow2, self.twin, self.small)
+        return (self.raw, self.qcow2, self.twin, self.small, self.bad)
 
 
 async def _nothing(_world: World, _images: Images) -> None:
@@ -77,6 +81,21 @@ async def _pull_small(world: World, images: Images) -> None:
 
 async def _pull_raw(world: World, images: Images) -> None:
     await world.pull(images.raw)
+
+
+async def _pull_bad(world: World, images: Images) -> Answer:
+    return await world.pull(images.bad)
+
+
+async def _is_in_quarantine(world: World, images: Images) -> None:
+    """Check that one file is kept, of the newest refusal, with its record."""
+    names = sorted(path.name for path in (world.agent.state / "quarantine").iterdir())
+    assert [name.partition(".")[0] for name in names] == [images.bad.image_id] * 2
+    assert names[1] == f"{names[0]}.json"
+
+
+async def _quarantine_is_empty(world: World, _images: Images) -> None:
+    assert list((world.agent.state / "quarantine").iterdir()) == []
 
 
 async def _pull_qcow2(world: World, images: Images) -> None:
@@ -226,6 +245,18 @@ SCENARIOS = (
         name="ingest of content that is here",
         before=_pull_raw,
         deed=lambda world, images: world.pull(images.twin),
+    ),
+    Scenario(
+        name="ingest of an image that is refused",
+        deed=_pull_bad,
+        after=_is_in_quarantine,
+        statuses=frozenset({422}),
+    ),
+    Scenario(
+        name="pass that drops what was refused",
+        before=_pull_bad,
+        deed=lambda world, _: world.agent.ask("POST", "/v1/prune", {"free_bytes": 1 << 40}),
+        after=_quarantine_is_empty,
     ),
     Scenario(
         name="disk in the background, of an image that is not here",

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
         twin=_image(2, raw),
         small=_image(3, small),
         qcow2=_image(4, qcow2, "qcow2", content),
+        bad=replace(_image(5, os.urandom(64 << 10), "qcow2"), refused=True),
     )
 
 
