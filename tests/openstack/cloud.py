@@ -112,6 +112,22 @@ class Cloud:
             self.session(user).put(self._images(image_id, "file"), data=body, headers=headers)
         return image_id
 
+    def set(self, image_id: str, properties: dict[str, str]) -> None:
+        """Give an image more properties; it is left as it is otherwise."""
+        changes = [
+            {"op": "add", "path": f"/{name}", "value": value} for name, value in properties.items()
+        ]
+        headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
+        self.session("admin").patch(self._images(image_id), json=changes, headers=headers)
+
+    def add_service(self, kind: str, url: str) -> None:
+        """Put another service into the catalogue, for who logs in from now on."""
+        session = self.session("admin")
+        service = {"service": {"type": kind, "name": kind, "enabled": True}}
+        made = session.post(f"{self.keystone_url}/services", json=service).json()["service"]
+        endpoint = {"service_id": made["id"], "interface": "public", "url": url, "region": REGION}
+        session.post(f"{self.keystone_url}/endpoints", json={"endpoint": endpoint})
+
     def deactivate(self, image_id: str) -> None:
         """Stop everybody but an administrator from downloading an image."""
         self.session("admin").post(self._images(image_id, "actions/deactivate"))
