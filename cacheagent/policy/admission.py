@@ -57,12 +57,13 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import ImageNotActiveError, ImageUnacceptableError
 from cacheagent.model import DIGEST_LENGTHS, DiskFormat
 from cacheagent.policy.containers import admit_container, source_names
+from cacheagent.policy.sizing import whole_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -285,6 +286,14 @@ def admit_virtual_size(virtual_size: int, rules: ImageRules) -> None:
             "virtual-size",
             f"the disk is {virtual_size} bytes large, {rules.max_virtual_size} are allowed",
         )
+
+
+def as_inspected(rules: ImageRules, virtual_size: int) -> ImageRules:
+    """Let a later look find no larger disk than the inspection: for that much there is room.
+
+    A sector more is a disk that QEMU rounds up.
+    """
+    return replace(rules, max_virtual_size=min(rules.max_virtual_size, whole_sectors(virtual_size)))
 
 
 def target_format(source_format: SourceFormat, rules: ImageRules) -> DiskFormat:

@@ -17,14 +17,15 @@ from cacheagent.errors import (
     QemuImgError,
 )
 from cacheagent.model import Base, BaseState, DiskFormat, IngestPhase
-from cacheagent.policy import admission
+from cacheagent.policy import admission, containers
 from cacheagent.policy.admission import BaseFormat
 from cacheagent.policy.sizing import whole_sectors
-from cacheagent.service.looking import look_again
+from cacheagent.service.looking import look_again, look_inside
 from cacheagent.service.pipeline import Pipeline
 from cacheagent.service.proof import Proof, Proven
 from cacheagent.service.quarantine import Quarantine
 from cacheagent.service.signatures import Signatures
+from cacheagent.service.unpack import Unpack, Unpacked, admitted
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Ingest:
         self._inspection_version = parts.inspection_version
         self._signatures = Signatures(parts)
         self._quarantine = Quarantine(parts)
+        self._unpack = Unpack(parts)
         self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
 
     @contextlib.asynccontextmanager
@@ -121,22 +123,55 @@ class Ingest:
         rules: ImageRules,
     ) -> Made:
         """Judge what has come, and make the file of the base of it."""
-        source_format = admission.admit_content(image, proven.found, rules)
+        unpacked = await self._unpack.disk(image, proven.found, meter, rules)
+        try:
+            return await self._shaped(image, proven, unpacked, meter, room, rules)
+        except BaseException:
+            await uninterrupted(self._unpack.drop(image))
+            raise
+
+    async def _shaped(
+        self,
+        image: GlanceImage,
+        proven: Proven,
+        unpacked: Unpacked,
+        meter: Meter,
+        room: Reservation,
+        rules: ImageRules,
+    ) -> Made:
+        source_format = admitted(image, unpacked, rules)
+        source_name = containers.source_name(unpacked.how, source_format)
         # What Glance did not say could not be set aside before the download.
         foreseen = admission.room_needed(image, rules) - (image.size or 0)
-        rules = await self._fitting(rules, proven.digest.base_id)
-        whole = admission.conversion_room(source_format, proven.found.virtual_size, rules)
+        rules = await self._fitting(rules, image, proven.digest.base_id, source_name)
+        whole = admission.conversion_room(source_format, unpacked.found.virtual_size, rules)
+        rules = admission.as_inspected(rules, unpacked.found.virtual_size)
         async with self._room.conversion(max(whole - foreseen, 0)) as more:
             path, disk_format = await self._shape(
-                image, source_format, meter, rules, lambda left: room.still(more.still(left))
+                image,
+                unpacked.path,
+                source_format,
+                meter,
+                rules,
+                lambda left: room.still(more.still(left)),
             )
-        return Made(path, await self._describe(image, proven, source_format, path, disk_format))
+        return Made(path, await self._describe(image, proven, source_name, path, disk_format))
 
-    async def _fitting(self, rules: ImageRules, base_id: BaseId) -> ImageRules:
-        """Let a base that comes back have the format that it had: overlays name it by that."""
+    async def _fitting(
+        self, rules: ImageRules, image: GlanceImage, base_id: BaseId, source_name: str
+    ) -> ImageRules:
+        """Let a base that comes back have the format that it had: overlays name it by that.
+
+        Raises:
+            ImageUnacceptableError: ``format-mismatch``: a base of this name means another disk.
+
+        """
         row = await self._catalog.base(base_id)
         if row is None:
-            return rules
+            # What was unpacked is not as it came, whatever was asked for.
+            is_unpacked = containers.is_unpacked(source_name)
+            return replace(rules, base_format=BaseFormat.RAW) if is_unpacked else rules
+        admission.admit_alias(image, row.source_format, row.virtual_size, rules)
         as_it_was = BaseFormat.RAW if row.format is DiskFormat.RAW else BaseFormat.KEEP
         return replace(rules, base_format=as_it_was)
 
@@ -191,6 +226,7 @@ class Ingest:
     async def _shape(
         self,
         image: GlanceImage,
+        part: Path,
         source_format: SourceFormat,
         meter: Meter,
         rules: ImageRules,
@@ -206,7 +242,6 @@ class Ingest:
             meter.reach(done)
             still(size - done)
 
-        part = self._store.layout.part(image.image_id)
         target_format = admission.target_format(source_format, rules)
         try:
             size = await look_again(self._qemu, part, source_format, rules)
@@ -223,6 +258,7 @@ class Ingest:
                 max_bytes=size,
                 on_progress=on_progress,
             )
+            await look_inside(target)
         except QemuImgError as error:
             if error.no_space:
                 raise
@@ -233,7 +269,7 @@ class Ingest:
         self,
         image: GlanceImage,
         proven: Proven,
-        source_format: SourceFormat,
+        source_name: str,
         path: Path,
         disk_format: DiskFormat,
     ) -> Manifest:
@@ -244,7 +280,7 @@ class Ingest:
             base_id=proven.digest.base_id,
             state=BaseState.READY,
             format=disk_format,
-            source_format=source_format,
+            source_format=source_name,
             size=image.size or 0,
             virtual_size=whole_sectors(info.virtual_size),
             allocated=0,
