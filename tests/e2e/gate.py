@@ -43,6 +43,11 @@ class Gate:
         self._begun = os.open(begun, os.O_RDWR | os.O_NONBLOCK)
         self._gate = os.open(gate, os.O_RDWR | os.O_NONBLOCK)
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """Give ``[qemu]`` for a daemon that runs it; from a sandbox no gate could be reached."""
+        return {"qemu_img": str(self.program), "sandbox": "rlimits"}
+
     async def reached(self) -> None:
         """Wait until a run stands before the gate."""
         loop = asyncio.get_running_loop()

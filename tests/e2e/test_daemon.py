@@ -61,7 +61,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 @pytest.fixture
 async def slow(gate: Gate) -> AsyncIterator[Agent]:
     """Run a daemon with that qemu-img."""
-    async with agent_on({**NOWHERE, "qemu": {"qemu_img": str(gate.program)}}) as running:
+    async with agent_on({**NOWHERE, "qemu": gate.settings}) as running:
         yield running
 
 

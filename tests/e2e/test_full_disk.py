@@ -224,7 +224,7 @@ async def test_disk_fills_up_during_a_conversion(
     """What qemu-img could not write is told as want of space, not as a bad image."""
     wrapper = await asyncio.to_thread(qemu_img_that_asks, tmp_path / "bin")
     source = await asyncio.to_thread(random_qcow2, tmp_path)
-    async with stage(kind, glance, qemu={"qemu_img": str(wrapper)}) as on:
+    async with stage(kind, glance, qemu={"qemu_img": str(wrapper), "sandbox": "rlimits"}) as on:
         await on.prepare(evictable=evictable)
         image_id = glance.add(source, disk_format="qcow2")
         pulling = asyncio.create_task(pull(on.agent, image_id))

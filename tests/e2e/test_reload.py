@@ -99,7 +99,7 @@ async def test_change_during_the_start_is_not_lost(tmp_path: Path) -> None:
     """A start takes long where there is much to reconcile; a reload asked for then comes after."""
     settings = without_keystone("http://127.0.0.1:9", log=JSON)
     with gated(tmp_path, "--version") as gate, tempfile.TemporaryDirectory(prefix="ca-") as folder:
-        agent = Agent(Path(folder), {**settings, "qemu": {"qemu_img": str(gate.program)}})
+        agent = Agent(Path(folder), {**settings, "qemu": gate.settings})
         starting = asyncio.ensure_future(agent.start())
         try:
             await gate.reached()
