@@ -194,6 +194,14 @@ async def test_endpoints_come_from_the_catalogue_of_one_region(
     assert list(await named.endpoints()) == ["http://b.test"]
 
 
+async def test_key_managers_come_from_the_catalogue(clouds: Clouds, keystone: FakeKeystone) -> None:
+    """Where there are some they are named, of one region; a cloud without any is a cloud, too."""
+    assert list(await (await clouds.start()).key_managers()) == []
+    keystone.key_managers = [("A", "http://keys.test/v1"), ("B", "http://other.test")]
+    assert list(await (await clouds.start(region="A")).key_managers()) == ["http://keys.test/v1"]
+    assert list(await NoIdentity("http://one.test").key_managers()) == []
+
+
 async def test_a_catalogue_without_image_service_is_refused(
     clouds: Clouds, keystone: FakeKeystone
 ) -> None:

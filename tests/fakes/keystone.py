@@ -23,14 +23,15 @@ SECRET = "open sesame"  # noqa: S105  likewise
 class FakeKeystone:
     """The service, to be used as a context; ``url`` is what clouds.yaml calls ``auth_url``.
 
-    ``endpoints`` are pairs of region and URL of public image services; ``lifetime`` is that of
-    the tokens it gives, ``omits`` what it leaves out of their description. While ``failing`` is a
-    status, it answers every login so; it answers none until ``answering``, and ``asked`` tells
-    that one has come. ``issued`` are the tokens it gave, ``logins`` counts
-    attempts. ``tls`` makes it listen under TLS.
+    ``endpoints`` are pairs of region and URL of public image services, ``key_managers`` those of
+    key managers; ``lifetime`` is that of the tokens it gives, ``omits`` what it leaves out of their
+    description. While ``failing`` is a status, it answers every login so; it answers none until
+    ``answering``, and ``asked`` tells that one has come. ``issued`` are the tokens it gave,
+    ``logins`` counts attempts. ``tls`` makes it listen under TLS.
     """
 
     endpoints: list[tuple[str, str]] = field(default_factory=list)
+    key_managers: list[tuple[str, str]] = field(default_factory=list)
     lifetime: timedelta = timedelta(hours=1)
     omits: tuple[str, ...] = ()
     tls: ssl.SSLContext | None = None
@@ -80,18 +81,23 @@ class FakeKeystone:
 
     def _describe(self) -> dict[str, object]:
         issued = datetime.now(UTC)
-        endpoints = [
-            {"id": url, "interface": "public", "region_id": region, "region": region, "url": url}
-            for region, url in self.endpoints
-        ]
+        services = {"image": self.endpoints, "key-manager": self.key_managers}
         description: dict[str, object] = {
             "methods": ["password"],
             "user": {"id": "u", "name": "agent", "domain": {"id": "default", "name": "Default"}},
             "issued_at": issued.isoformat(),
             "expires_at": (issued + self.lifetime).isoformat(),
-            "catalog": [{"id": "i", "type": "image", "name": "glance", "endpoints": endpoints}],
+            "catalog": [
+                {"id": kind, "type": kind, "name": kind, "endpoints": list(map(_endpoint, places))}
+                for kind, places in services.items()
+            ],
         }
         return {key: value for key, value in description.items() if key not in self.omits}
+
+
+def _endpoint(place: tuple[str, str]) -> dict[str, str]:
+    region, url = place
+    return {"id": url, "interface": "public", "region_id": region, "region": region, "url": url}
 
 
 def _knows(identity: object) -> bool:
