@@ -9,6 +9,7 @@ import io
 import lzma
 import sys
 import tarfile
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if sys.version_info >= (3, 14):
@@ -25,7 +26,7 @@ COMPRESS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "gzip": gzip.compress,
     "xz": lzma.compress,
     "bzip2": bz2.compress,
-    "zstd": zstd.compress,
+    "zstd": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1}),
 }
 """What makes a stream of each kind."""
 
