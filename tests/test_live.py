@@ -9,6 +9,7 @@ import pytest
 
 from cacheagent.backends.systemd import Notifier
 from cacheagent.config import Config
+from cacheagent.errors import ConfigError
 from cacheagent.live import Live
 from cacheagent.metrics import Metrics
 
@@ -52,6 +53,27 @@ async def test_a_reload_is_told_from_its_beginning_to_its_end(
     assert began.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert told.startswith(f"STATUS={status}")
     assert ended == "READY=1"
+
+
+async def test_files_that_keys_name_are_read_before_anything_changes(tmp_path: Path) -> None:
+    """A certificate that cannot be read keeps the whole configuration as it was."""
+    path = tmp_path / "config.toml"
+    path.write_text("[eviction]\nmax_idle = 3600")
+    live = Live(Config(), path, Metrics(), Notifier({}))
+    broken = [True]
+
+    async def read() -> None:
+        if broken.pop():
+            raise ConfigError("api.tls_cert: no such file")
+
+    live.read_with(read)
+    await live.reload()
+    assert live() == Config()
+    assert live.metrics.registry.get_sample_value("cacheagent_config_reload_success") == 0
+    broken.append(False)
+    await live.reload()
+    assert live().eviction.max_idle == 3600
+    assert broken == []
 
 
 @pytest.mark.parametrize(

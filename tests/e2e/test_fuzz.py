@@ -27,7 +27,7 @@ from tests.images import real_images
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-EXAMPLES = int(os.environ.get("CACHEAGENT_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("CACHEAGENT_FUZZ_EXAMPLES", "100"))
 CREATE = "PUT /v1/instances/{instance_id}/disks/{name}"
 STREAM = "events"
 """The operation whose answer has no end."""
@@ -86,7 +86,7 @@ def names(glance: LyingGlance) -> dict[str, list[str]]:
 async def agent(glance: LyingGlance) -> AsyncIterator[Agent]:
     """Run a daemon on that image service, which is asked as fast as it answers."""
     glance.forbids.add("of-nobody")
-    api = {"listen": "127.0.0.1:0", "requests_per_second": 0}
+    api = {"listen": "127.0.0.1:0"}
     options = without_keystone(glance.url, api=api, glance={"retries": 0, "stall_timeout": 5})
     async with agent_on(options) as running:
         yield running
