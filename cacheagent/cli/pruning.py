@@ -56,8 +56,8 @@ def prune(settings: Settings, *, dry_run: bool, free_bytes: int | None) -> None:
 def _print(pruned: PrunedShape, names: Names) -> None:
     verb = "would go" if pruned["dry_run"] else "went"
     _say(f"{_bases(pruned['evicted'])} {verb}, {shown(pruned['freed_bytes'])} freed")
-    if pruned["dropped"]:
-        _say(f"{len(pruned['dropped'])} refused {verb} from quarantine")
+    if dropped := len(pruned["dropped"]):
+        _say(f"{dropped} refused image{'' if dropped == 1 else 's'} {verb} from quarantine")
     if pruned["evicted"]:
         print_rows(
             ("BASE OF", "NAME", "REASON", "ON DISK", "LAST USED"),

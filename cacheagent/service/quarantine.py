@@ -6,6 +6,7 @@ it. So it is the first to go when room is wanted, and never worth an error of it
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
@@ -90,7 +91,8 @@ class Quarantine:
                 gone = await self.trim()
         except (OSError, DiskFullError) as error:
             _log.warning("a refused image could not be kept", name=str(name), why=str(error))
-            await self._store.run(quarantine.drop, self._layout, [name])
+            with contextlib.suppress(OSError, DiskFullError):
+                await self._store.run(quarantine.drop, self._layout, [name])
             return "it could not be moved to quarantine"
         if not fits or any(each.name == name for each in gone):
             return f"quarantine.max_size is {format_size(most)}"

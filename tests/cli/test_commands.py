@@ -282,6 +282,8 @@ def test_status_shows_room_and_loops(run: Run) -> None:
     assert "evicts above 85.0 GiB, down to 75.0 GiB" in output
     assert "30.0 GiB of 50.0 GiB" in output
     assert "/scanned is empty" in output
+    assert "2.0 GiB of 5.0 GiB, 1 refused" in output
+    assert ": it names a backing file" in output
 
 
 def test_the_version_is_told() -> None:

@@ -74,7 +74,8 @@ def test_a_dry_run_tells_what_would_go(run: Run, daemon: FakeDaemon) -> None:
     assert done.exit_code == 0
     lines = done.output.splitlines()
     assert lines[0] == "1 base would go, 1.5 GiB freed"
-    assert lines[2].split() == [
+    assert lines[1] == "1 refused image would go from quarantine"
+    assert lines[3].split() == [
         *(CACHED, "debian-12", "operator", "1.5", "GiB", "2026-03-01", "10:00"),
     ]
     assert "1 base would stay" in lines
@@ -89,7 +90,8 @@ def test_a_pass_tells_what_went_and_what_is_short_still(run: Run, daemon: FakeDa
     daemon.images[TWIN]["pinned"] = True
     lines = run("prune").output.splitlines()
     assert lines[0] == "1 base went, 1.5 GiB freed"
-    assert "debian-12" in lines[2]
+    assert lines[1] == "1 refused image went from quarantine"
+    assert "debian-12" in lines[3]
     assert lines[-1] == "1.0 GiB that are needed cannot be freed"
     assert CACHED not in daemon.images
     assert daemon.requests[-1][3] == {"dry_run": False, "free_bytes": None}

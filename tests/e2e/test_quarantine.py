@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -82,6 +82,7 @@ async def test_the_bound_holds_whatever_is_refused(glance: LyingGlance) -> None:
     bound = {"max_size": 3 * MIB}
     async with agent_on(without_keystone(glance.url, quarantine=bound)) as agent:
         images = [glance.add(os.urandom(MIB), disk_format="vhdx") for _ in range(6)]
+        told: dict[str, Any] = {}
         for image_id in (*images, images[-1]):
             assert (await pull(agent, image_id)).status == 422
             told = (await agent.ask("GET", "/v1/status")).body["quarantine"]

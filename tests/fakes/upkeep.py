@@ -67,11 +67,16 @@ def pruned(images: Iterable[Json], wanted: Json, *, busy: str) -> Json:
         "freed_bytes": sum(image["allocated_bytes"] for image in goes),
         "unmet_bytes": GIB if stays else 0,
         "unmet_inodes": 0,
-        "dropped": [],
+        "dropped": [_dropped(image) for image in goes],
         "evicted": [_entry(image) for image in goes],
         "stay": [_entry(image) | held | rest for image in stays],
         "skipped": [_entry(image) | late for image in skipped],
     }
+
+
+def _dropped(image: Json) -> Json:
+    name = f"{image['image_id']}.20260301T120000Z.corrupt"
+    return {"name": name, "image_id": image["image_id"], "bytes": 4096}
 
 
 def _entry(image: Json) -> Json:
