@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from cacheagent.api import wire
+from cacheagent.policy.boot import KERNEL, RAMDISK
 from cacheagent.policy.eviction import watermark
 
 if TYPE_CHECKING:
@@ -46,11 +47,25 @@ def disk(view: DiskView) -> wire.Disk:
         virtual_size_bytes=made.virtual_size,
         image_id=made.image_id,
         base=_base(view.base, view.base_path),
+        boot=_boot(view.boot),
         cache=made.cache,
         created_at=_utc(made.created_at),
         operation=None,
         error=_text(made.error) if made.error is not None else None,
     )
+
+
+def _boot(views: Iterable[DiskView]) -> wire.Boot | None:
+    files = {
+        view.disk.key.name: wire.BootFile(
+            path=_text(view.path),
+            state=view.disk.state,
+            size_bytes=view.disk.virtual_size,
+            image_id=view.disk.image_id,
+        )
+        for view in views
+    }
+    return wire.Boot(kernel=files.get(KERNEL), ramdisk=files.get(RAMDISK)) if files else None
 
 
 def instance(instance_id: InstanceId, views: Iterable[DiskView]) -> wire.Instance:

@@ -45,6 +45,22 @@ class BaseRef(Answer):
     format: DiskFormat
 
 
+class BootFile(Answer):
+    """A file for the hypervisor to load; it is there to be opened once ``state`` is ``ready``."""
+
+    path: str
+    state: DiskState
+    size_bytes: Size
+    image_id: ImageId | None
+
+
+class Boot(Answer):
+    """Kernel and ramdisk of an instance, which are disks of these names."""
+
+    kernel: BootFile | None
+    ramdisk: BootFile | None
+
+
 class Disk(Answer):
     """A named disk of an instance; ``path`` is there to be opened once ``state`` is ``ready``."""
 
@@ -57,6 +73,7 @@ class Disk(Answer):
     virtual_size_bytes: Size
     image_id: ImageId | None
     base: BaseRef | None
+    boot: Boot | None = Field(description="what a disk made of an AMI is started by")
     cache: CacheResult
     created_at: datetime
     operation: None = Field(description="reserved for what is being done to the disk")

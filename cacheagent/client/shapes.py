@@ -32,6 +32,22 @@ class BaseShape(TypedDict):
     format: str
 
 
+class BootFileShape(TypedDict):
+    """A file for the hypervisor to load, once ``state`` is ``ready``."""
+
+    path: str
+    state: Literal["pending", "ready", "failed"]
+    size_bytes: int
+    image_id: str | None
+
+
+class BootShape(TypedDict):
+    """What a disk made of an AMI is started by."""
+
+    kernel: BootFileShape | None
+    ramdisk: BootFileShape | None
+
+
 class DiskShape(TypedDict):
     """A disk; its file is there to be opened once ``state`` is ``ready``."""
 
@@ -44,6 +60,7 @@ class DiskShape(TypedDict):
     virtual_size_bytes: int
     image_id: str | None
     base: BaseShape | None
+    boot: BootShape | None
     cache: Literal["hit", "miss", "joined", "blank"]
     created_at: str
     operation: object

@@ -133,7 +133,8 @@ class GlanceImage:
     """An image as Glance describes it, with Glance's names.
 
     ``size`` and ``virtual_size`` may be unknown, and so may the digest (``os_hash_value``) and
-    the MD5 ``checksum``. ``min_disk`` is GiB, as in Glance.
+    the MD5 ``checksum``. ``min_disk`` is GiB, as in Glance. ``kernel_id`` and ``ramdisk_id`` are
+    those of an ``ami``.
     """
 
     image_id: ImageId
@@ -150,6 +151,8 @@ class GlanceImage:
     visibility: str = "private"
     owner: str | None = None
     signature: ImageSignature | None = None
+    kernel_id: ImageId | None = None
+    ramdisk_id: ImageId | None = None
 
     @property
     def min_disk_bytes(self) -> int:

@@ -74,12 +74,16 @@ class SpaceUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskView:
-    """A disk with what only the layout knows: its path, and its base with its path."""
+    """A disk with what only the layout knows: its path, and its base with its path.
+
+    ``boot`` are kernel and ramdisk of its instance, for a disk that may need them.
+    """
 
     disk: Disk
     path: Path
     base: Base | None
     base_path: Path | None
+    boot: tuple[DiskView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

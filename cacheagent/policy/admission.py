@@ -25,6 +25,7 @@ ovf                         its descriptor describes one disk, which is there an
 manifest                    its files have the digests that its manifest states
 compression                 a compressed image is one sound stream, of a kind that is known
 nested-container            what was unpacked is no container again
+boot-image                  what an AMI names as its kernel is an aki, as its ramdisk an ari
 format-mismatch             the content is what ``disk_format`` says (CVE-2024-40767)
 format-ambiguous            and nothing else at the same time
 backing-file                it names no backing or parent file (CVE-2015-5163, CVE-2024-32498)

@@ -11,6 +11,7 @@ import structlog
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import CacheResult, Disk, DiskState
+from cacheagent.policy.boot import admit_boot_image, boot_disks
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.bases import PERSONAL, PersonalError
 from cacheagent.service.despite import despite_full
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from cacheagent.model import Base, Caller, DiskKey, DiskSpec
+    from cacheagent.model import Base, Caller, DiskKey, DiskSpec, GlanceImage
     from cacheagent.service.bases import Bases, Ensured
     from cacheagent.service.making import Making
     from cacheagent.service.parts import Parts
@@ -186,6 +187,7 @@ class Creation:
             try:
                 disk = await self._existing(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
+                    await self._bring_boot(key, await self._image(spec), caller)
                     return disk, False
                 return await self._create(key, spec, caller), True
             except BaseException as error:
@@ -280,12 +282,29 @@ class Creation:
     async def _create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Disk:
         """Take the base, write the intent, make the file, write the result."""
         ensured, disk = await self._intend(key, spec, caller)
+        await self._bring_boot(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
         with self._seconds.labels(mode=spec.mode).time():
             made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
         return made
+
+    async def _bring_boot(self, key: DiskKey, image: GlanceImage | None, caller: Caller) -> None:
+        """Create kernel and ramdisk before the disk that they start is there.
+
+        Whatever is wrong with them keeps that from being made; those that were made stay, and
+        are found when it is asked for again.
+        """
+        for name, spec in () if image is None else boot_disks(key.name, image).items():
+            assert spec.image_id is not None  # noqa: S101 -- that is what they are made of
+            ensured = await self._bases.ensure(spec.image_id, caller)
+            admit_boot_image(name, ensured.image)
+            await self.create(replace(key, name=name), spec, caller)
+
+    async def _image(self, spec: DiskSpec) -> GlanceImage | None:
+        cached = None if spec.image_id is None else await self._catalog.image(spec.image_id)
+        return None if cached is None else cached.image
 
     async def _make(self, disk: Disk, spec: DiskSpec, base: Base | None) -> Disk:
         template = await self._making.prepare(disk.key, spec, disk.virtual_size, base)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
 from cacheagent.model import DiskView
+from cacheagent.policy.boot import BOOT_FORMATS, may_boot
 from cacheagent.service.intent import pending
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cacheagent.model import Base, BaseId, Caller, Disk, DiskKey, DiskSpec, InstanceId
     from cacheagent.service.access import Access
@@ -91,10 +92,13 @@ class Disks:
 
     async def delete_instance(self, instance_id: InstanceId) -> None:
         """Remove all disks of the instance, those that are being created too."""
-        disks = await self._catalog.disks_of_instance(instance_id)
-        coming = (key for key in self._creation.wanted() if key.instance_id == instance_id)
-        for key in {*(disk.key for disk in disks), *coming}:
-            await self.delete(key)
+        # While the first disks go, a kernel may still come for one of them.
+        for _ in range(2):
+            disks = await self._catalog.disks_of_instance(instance_id)
+            coming = (key for key in self._creation.wanted() if key.instance_id == instance_id)
+            keys = {*(disk.key for disk in disks), *coming}
+            for key in sorted(keys, key=lambda each: each.name in BOOT_FORMATS):
+                await self.delete(key)
 
     async def _check_access(self, spec: DiskSpec, caller: Caller) -> None:
         if spec.image_id is not None:
@@ -102,14 +106,26 @@ class Disks:
 
     async def _view(self, disk: Disk) -> DiskView:
         base = None if disk.base_id is None else await self._catalog.base(disk.base_id)
-        return self._shown(disk, base)
+        if not may_boot(disk, base):
+            return self._shown(disk, base)
+        beside = await self._catalog.disks_of_instance(disk.key.instance_id)
+        return self._shown(disk, base, [each for each in beside if each.key.name in BOOT_FORMATS])
 
     async def _views(self, disks: Sequence[Disk]) -> list[DiskView]:
         bases: dict[BaseId | None, Base] = {b.base_id: b for b in await self._catalog.bases()}
-        return [self._shown(disk, bases.get(disk.base_id)) for disk in disks]
+        boot: dict[InstanceId, list[Disk]] = defaultdict(list)
+        for disk in disks:
+            if disk.key.name in BOOT_FORMATS:
+                boot[disk.key.instance_id].append(disk)
+        return [
+            self._shown(disk, base, boot[disk.key.instance_id] if may_boot(disk, base) else ())
+            for disk in disks
+            for base in [bases.get(disk.base_id)]
+        ]
 
-    def _shown(self, disk: Disk, base: Base | None) -> DiskView:
+    def _shown(self, disk: Disk, base: Base | None, boot: Iterable[Disk] = ()) -> DiskView:
         return DiskView(
+            boot=tuple(self._shown(each, None) for each in boot),
             disk=disk,
             path=self._layout.disk(disk.key, disk.format),
             base=base,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cacheagent.errors import DiskConflictError
 from cacheagent.model import CacheResult, Disk, DiskState
+from cacheagent.policy.boot import keeps_length
 from cacheagent.policy.sizing import disk_size, whole_sectors
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ def intended(disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
     """
     if ensured is None:
         return replace(disk, virtual_size=whole_sectors(spec.size or 0))
-    size = disk_size(
-        spec.size,
-        virtual_size=ensured.base.virtual_size,
-        min_disk=ensured.image.min_disk_bytes,
-    )
+    if keeps_length(disk.key.name, spec, ensured.image):
+        size = ensured.base.size
+    else:
+        size = disk_size(
+            spec.size,
+            virtual_size=ensured.base.virtual_size,
+            min_disk=ensured.image.min_disk_bytes,
+        )
     return replace(disk, virtual_size=size, base_id=ensured.base.base_id, cache=ensured.result)
 
 

@@ -17,6 +17,7 @@ from cacheagent.backends.store.files import BLOCK_UNIT
 from cacheagent.errors import NotQcow2Error
 from cacheagent.model import DiskFormat, DiskState
 from cacheagent.policy import inventory
+from cacheagent.policy.boot import BOOT_FORMATS
 from cacheagent.policy.drift import CatalogState, FilesState, FoundBase, FoundDisk
 from cacheagent.policy.inventory import LeftoverKind
 from cacheagent.policy.sizing import whole_sectors
@@ -167,8 +168,9 @@ class Survey:
         try:
             if disk_format is DiskFormat.RAW:
                 size = path.lstat().st_size
-                # A disk is whole sectors long; anything else was not made by us.
-                doubtful = size == 0 or size != whole_sectors(size)
+                # A disk is whole sectors long, unless it is a kernel; else we did not make it.
+                odd = size != whole_sectors(size) and key.name not in BOOT_FORMATS
+                doubtful = size == 0 or odd
                 return FoundDisk(key=key, format=disk_format, virtual_size=size, doubtful=doubtful)
             header = qcow2.read_header(path, follow_symlinks=False)
         except FileNotFoundError:

@@ -35,6 +35,7 @@ AS_JSON = {
     "base": {"base_id": BASE.base_id, "path": str(BASE_PATH), "format": "raw"},
     "cache": "miss",
     "created_at": "2026-03-01T12:00:00Z",
+    "boot": None,
     "operation": None,
     "error": None,
 }

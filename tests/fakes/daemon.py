@@ -191,6 +191,7 @@ class FakeDaemon:
             "virtual_size_bytes": wish.get("size_bytes", SIZE),
             "image_id": image_id,
             "base": BASE if image_id else None,
+            "boot": None,
             "cache": "blank" if image_id is None else "hit" if hit else "miss",
             "created_at": NOW,
             "operation": None,

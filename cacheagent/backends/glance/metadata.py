@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cacheagent.errors import GlanceRefusedError
-from cacheagent.model import DIGEST_LENGTHS, GlanceImage, ImageSignature
-
-if TYPE_CHECKING:
-    from cacheagent.model import ImageId
+from cacheagent.model import (
+    DIGEST_LENGTHS,
+    UUID_PATTERN,
+    GlanceImage,
+    ImageId,
+    ImageSignature,
+)
 
 _LARGEST = (1 << 63) - 1  # what SQLite and off_t can hold
 _MD5_LENGTH = 32
@@ -49,6 +52,8 @@ class _Image(_Foreign):
     checksum: _Hex | None = None
     visibility: str = "private"
     owner: str | None = None
+    kernel_id: str | None = None
+    ramdisk_id: str | None = None
     img_signature: str | None = None
     img_signature_hash_method: str | None = None
     img_signature_key_type: str | None = None
@@ -94,8 +99,20 @@ def parse_image(body: bytes, image_id: ImageId) -> GlanceImage:
         expected = {"md5": _MD5_LENGTH, **DIGEST_LENGTHS}.get(algorithm or "")
         if digits is not None and expected not in {None, len(digits)}:
             raise _refused(f"image {image_id} has a {algorithm} of {len(digits)} digits")
-    members = seen.model_dump(exclude={"id", "name", *_SIGNED})
+    members = seen.model_dump(exclude={"id", "name", "kernel_id", "ramdisk_id", *_SIGNED})
+    if seen.disk_format == "ami":
+        members["kernel_id"] = _boot_id(image_id, seen.kernel_id)
+        members["ramdisk_id"] = _boot_id(image_id, seen.ramdisk_id)
     return GlanceImage(image_id=image_id, name=seen.name or "", signature=seen.signature, **members)
+
+
+def _boot_id(image_id: ImageId, text: str | None) -> ImageId | None:
+    """Give the image that an AMI names as its kernel or ramdisk; Nova's ``nokernel`` is none."""
+    if text in {None, "", "None", "nokernel"}:
+        return None
+    if not re.fullmatch(UUID_PATTERN, text := str(text).lower()):
+        raise _refused(f"image {image_id} names a kernel or ramdisk that is no image")
+    return ImageId(text)
 
 
 def parse_versions(body: bytes, status: int) -> tuple[str, ...]:
