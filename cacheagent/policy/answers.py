@@ -137,7 +137,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     if text is None:
         return None
     if re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
-        return float(text)
+        return float(text.strip())
     try:
         when = parsedate_to_datetime(text)
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
