@@ -39,6 +39,7 @@ _SAME_NAME = (
     *("name", "status", "visibility", "owner", "disk_format", "container_format", "min_disk"),
     *("size", "virtual_size", "os_hash_algo", "os_hash_value", "checksum"),
 )
+_OF_AN_AMI = ("kernel_id", "ramdisk_id")
 
 _log = structlog.get_logger(__name__)
 
@@ -239,6 +240,7 @@ def _as_json(each: FolderImage) -> dict[str, object]:
     return {
         "id": image_id,
         **{name: getattr(each.image, name) for name in _SAME_NAME},
+        **{name: value for name in _OF_AN_AMI if (value := getattr(each.image, name)) is not None},
         "min_ram": 0,
         "os_hidden": each.os_hidden,
         "protected": False,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import struct
+import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,42 @@ async def test_the_ending_of_a_file_tells_its_format(
     """In Glance's names of the formats."""
     (tmp_path / name).write_bytes(DATA)
     assert (await service.only())["disk_format"] == disk_format
+
+
+@pytest.mark.parametrize(
+    ("name", "disk_format", "container"),
+    [
+        ("a.ova", "vmdk", "ova"),
+        ("a.qcow2.gz", "qcow2", "compressed"),
+        ("a.raw.XZ", "raw", "compressed"),
+        ("a.img.zst", "raw", "compressed"),
+        ("a.iso.bz2", "iso", "compressed"),
+        ("a.ami", "ami", "ami"),
+        ("a.aki", "aki", "aki"),
+        ("a.ari", "ari", "ari"),
+    ],
+)
+async def test_the_ending_of_a_file_tells_its_container(
+    service: Service, tmp_path: Path, name: str, disk_format: str, container: str
+) -> None:
+    """Of which Glance would not know the virtual size either."""
+    (tmp_path / name).write_bytes(DATA)
+    (tmp_path / "notes.txt.gz").write_bytes(DATA)
+    image = await service.only()
+    assert (image["name"], image["disk_format"]) == ("a", disk_format)
+    assert (image["container_format"], image["virtual_size"]) == (container, None)
+
+
+async def test_a_side_car_names_a_kernel(service: Service, tmp_path: Path) -> None:
+    """What an AMI is started by stands in its properties, as in Glance."""
+    kernel = str(uuid.uuid4())
+    (tmp_path / "a.img").write_bytes(DATA)
+    assert "kernel_id" not in await service.only()
+    card = {"disk_format": "ami", "kernel_id": kernel}
+    (tmp_path / "a.img.json").write_text(json.dumps(card))
+    image = await service.only()
+    assert (image["disk_format"], image["container_format"]) == ("ami", "ami")
+    assert (image["kernel_id"], "ramdisk_id" in image) == (kernel, False)
 
 
 async def test_the_virtual_size_of_a_qcow2_file_is_in_its_header(

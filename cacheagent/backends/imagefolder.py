@@ -33,10 +33,19 @@ DISK_FORMATS = {
     ".vpc": "vhd",
     ".vhdx": "vhdx",
     ".iso": "iso",
+    ".ami": "ami",
+    ".aki": "aki",
+    ".ari": "ari",
 }
 """Endings of the files that are images, with Glance's name of what is in them."""
 
+COMPRESSED = frozenset({".gz", ".xz", ".bz2", ".zst"})
+"""Endings behind one of those, for a compressed image."""
+
+_ARCHIVE = ".ova"
+
 _NAMESPACE = uuid.UUID("5d2c2b53-7a3b-4d0f-9a53-0d4c1a6c7e11")
+_AMAZON = frozenset({"ami", "aki", "ari"})
 _BLOCK = 1 << 20
 _QCOW2_HEAD = 32  # magic, version, backing file, cluster bits, then the size at byte 24
 
@@ -50,7 +59,12 @@ class SideCar(BaseModel):
 
     id: Annotated[str, Field(pattern=f"^{UUID_PATTERN}$")] | None = None
     name: str | None = None
-    disk_format: Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso"] | None = None
+    disk_format: (
+        Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "ami", "aki", "ari"] | None
+    ) = None
+    container_format: Literal["bare", "ova", "ovf", "compressed", "ami", "aki", "ari"] | None = None
+    kernel_id: Annotated[str, Field(pattern=f"^{UUID_PATTERN}$")] | None = None
+    ramdisk_id: Annotated[str, Field(pattern=f"^{UUID_PATTERN}$")] | None = None
     status: Literal["active", "deactivated", "queued"] = "active"
     visibility: Literal["public", "community", "shared", "private"] = "public"
     min_disk: Annotated[int, Field(ge=0)] = 0
@@ -82,6 +96,25 @@ class _Version:
 
 
 @dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the name of a file tells: Glance's two formats, and the name without the endings."""
+
+    disk_format: str
+    container_format: str
+    name: str
+
+
+def _kind(path: Path) -> _Kind | None:
+    ending, stem = path.suffix.lower(), Path(path.stem)
+    if ending == _ARCHIVE:
+        return _Kind("vmdk", "ova", path.stem)
+    if ending in COMPRESSED and (inner := DISK_FORMATS.get(stem.suffix.lower())) is not None:
+        return _Kind(inner, "compressed", stem.stem)
+    disk_format = DISK_FORMATS.get(ending)
+    return None if disk_format is None else _Kind(disk_format, "bare", path.stem)
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """A file with its side-car, before its bytes are read."""
 
@@ -93,8 +126,14 @@ class _Found:
         return ImageId(self.card.id or str(uuid.uuid5(_NAMESPACE, self.version.path.name)))
 
     @property
-    def disk_format(self) -> str:
-        return self.card.disk_format or DISK_FORMATS[self.version.path.suffix.lower()]
+    def kind(self) -> _Kind:
+        """What the ending tells, but for what the side-car says."""
+        kind = _kind(self.version.path)
+        assert kind is not None  # noqa: S101 -- else it was not found
+        disk_format = self.card.disk_format or kind.disk_format
+        own = disk_format if disk_format in _AMAZON else "bare"
+        container = own if kind.container_format == "bare" else kind.container_format
+        return _Kind(disk_format, self.card.container_format or container, kind.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +205,7 @@ class ImageFolder:
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 path = Path(entry.path)
-                known = path.suffix.lower() in DISK_FORMATS and not entry.name.startswith(".")
+                known = _kind(path) is not None and not entry.name.startswith(".")
                 with contextlib.suppress(FileNotFoundError):  # it may go while we look
                     if known and entry.is_file(follow_symlinks=False):
                         yield _Version.of(path, entry.stat(follow_symlinks=False))
@@ -237,13 +276,13 @@ def _open_as_described(image: FolderImage) -> BinaryIO | None:
 async def _describe(found: _Found, reading: asyncio.Future[_Digests | None]) -> FolderImage:
     # Shielded: whoever waits may go away, the reading is for all.
     digests = await asyncio.shield(reading)
-    version, card = found.version, found.card
+    version, card, kind = found.version, found.card, found.kind
     image = GlanceImage(
         image_id=found.image_id,
-        name=card.name or version.path.stem,
+        name=card.name or kind.name,
         status=card.status if digests else "queued",
-        disk_format=found.disk_format,
-        container_format="bare",
+        disk_format=kind.disk_format,
+        container_format=kind.container_format,
         size=version.size if digests else None,
         virtual_size=_virtual_size(found, digests),
         min_disk=card.min_disk,
@@ -251,16 +290,19 @@ async def _describe(found: _Found, reading: asyncio.Future[_Digests | None]) -> 
         os_hash_value=digests.sha512 if digests else None,
         checksum=digests.md5 if digests else None,
         visibility=card.visibility,
+        kernel_id=None if card.kernel_id is None else ImageId(card.kernel_id),
+        ramdisk_id=None if card.ramdisk_id is None else ImageId(card.ramdisk_id),
     )
     mtime = version.mtime_ns / 1e9
     return FolderImage(image=image, path=version.path, mtime=mtime, os_hidden=card.os_hidden)
 
 
 def _virtual_size(found: _Found, digests: _Digests | None) -> int | None:
-    if digests is None:
+    kind = found.kind
+    if digests is None or kind.container_format != "bare":
         return None
-    if found.disk_format in {"raw", "iso"}:
+    if kind.disk_format in {"raw", "iso"}:
         return found.version.size
-    if found.disk_format == "qcow2" and digests.head[:4] == b"QFI\xfb":
+    if kind.disk_format == "qcow2" and digests.head[:4] == b"QFI\xfb":
         return int.from_bytes(digests.head[24:32], "big")
     return None
