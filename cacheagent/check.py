@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from cacheagent import wiring
 from cacheagent.api import listen
-from cacheagent.backends import qcow2
+from cacheagent.backends import qcow2, signing
 from cacheagent.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cacheagent.config import Config
+    from cacheagent.config import Config, ImagesConfig
 
 
 async def check(config: Config) -> None:
@@ -46,3 +46,18 @@ def doubts(config: Config) -> Iterator[str]:
             why = "is empty, as a mount point is without its file system"
         if why:
             yield f"storage.scan_dirs: {folder} {why}: while that is so, nothing is evicted"
+    if config.images.verify_signatures:
+        yield from _signers(config.images)
+
+
+def _signers(images: ImagesConfig) -> Iterator[str]:
+    """Tell what keeps all images out: those whose signatures count cannot be found."""
+    path, folder = images.signature_ca_file, images.certificates_dir
+    if path is not None:
+        try:
+            signing.read_certificates(path.read_bytes())
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it has no certificate"
+            yield f"images.signature_ca_file: {path}: {why}: while that is so, nobody gets an image"
+    if folder is not None and not folder.is_dir():
+        yield f"images.certificates_dir: {folder} is no folder that is there"

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def test_a_good_configuration_is_ok_and_tells_what_has_no_effect(tmp_path: Path) -> None:
     """An operator checks a file before a restart."""
     path = tmp_path / "agent.toml"
-    path.write_text("images.verify_signatures = true\n")
+    path.write_text("glance.mirrors = ['http://mirror.test']\n")
     done = CliRunner().invoke(main, ["check-config", str(path)])
     assert done.exit_code == 0
-    assert done.stdout == "images.verify_signatures has no effect in this version\nOK\n"
+    assert done.stdout == "glance.mirrors has no effect in this version\nOK\n"
 
 
 def test_a_bad_configuration_is_status_2_and_names_the_key(tmp_path: Path) -> None:
@@ -108,3 +108,30 @@ def test_check_config_names_folders_that_keep_everything(tmp_path: Path) -> None
     assert [line.split()[1] for line in told[:-1]] == [str(empty), str(missing)]
     assert all(line.endswith("nothing is evicted") for line in told[:-1])
     assert told[-1] == "OK"
+
+
+def test_check_config_names_what_keeps_all_images_out(tmp_path: Path) -> None:
+    """An operator who asks for signatures learns before the start that nobody could have signed."""
+    junk, path = tmp_path / "junk", tmp_path / "agent.toml"
+    junk.write_text("no certificate")
+    images = f"verify_signatures = true\nsignature_ca_file = '{junk}'\ncertificates_dir = '{junk}x'"
+    path.write_text(f"[images]\n{images}\n")
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert done.exit_code == 0
+    why = "it has no certificate: while that is so, nobody gets an image"
+    assert done.stdout.splitlines() == [
+        f"images.signature_ca_file: {junk}: {why}",
+        f"images.certificates_dir: {junk}x is no folder that is there",
+        "OK",
+    ]
+    junk.unlink()
+    assert f"{junk}: No such file" in CliRunner().invoke(main, ["check-config", str(path)]).stdout
+
+
+def test_signatures_need_somebody_who_may_sign(tmp_path: Path) -> None:
+    """To ask for signatures, and to name nobody, would keep all images out or let all in."""
+    path = tmp_path / "agent.toml"
+    path.write_text("images.verify_signatures = true\n")
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert done.exit_code == 2
+    assert "images.verify_signatures needs images.signature_ca_file or" in done.stderr
