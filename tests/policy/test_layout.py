@@ -163,6 +163,16 @@ def test_the_files_of_an_ingest() -> None:
     ]
 
 
+def test_the_disk_out_of_a_container() -> None:
+    """It has a name of its own, which is none of the other files of its ingest."""
+    path = LAYOUT.unpacked(IMAGE)
+    assert path == LAYOUT.ingest / f"{IMAGE}.unpacked"
+    assert layout_module.parse_unpacked_name(path.name) == IMAGE
+    assert layout_module.parse_unpacked_name(LAYOUT.part(IMAGE).name) is None
+    assert layout_module.parse_part_name(path.name) is None
+    assert layout_module.parse_conversion_name(path.name) is None
+
+
 def test_a_template_is_named_by_what_it_holds() -> None:
     """Base, size, options, both formats and the path of the base each make another template."""
     moved = Layout(state_dir=Path("/other"), instances_dir=Path("/instances"))

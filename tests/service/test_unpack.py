@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cacheagent.errors import ImageUnacceptableError, InsufficientSpaceError
-from cacheagent.model import CacheResult, Caller, DiskFormat
+from cacheagent.model import CacheResult, Caller, DiskFormat, ImageId
 from tests.fakes.containers import COMPRESS, descriptor, ova, tar
 from tests.fakes.images import made_by_qemu
 from tests.needs import require_programs
-from tests.service.rig import rig_on
+from tests.service.rig import rig_on, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cacheagent.model import ImageId
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
@@ -218,3 +219,42 @@ async def test_room_is_set_aside_on_the_way(tmp_path: Path, glance: LyingGlance)
 async def test_nothing_inside(rig: Rig, glance: LyingGlance) -> None:
     """A stream of nothing makes no disk."""
     assert await refusal(rig, add(glance, COMPRESS["gzip"](b""), "compressed", "raw")) == "empty"
+
+
+# What interrupts it.
+
+
+async def test_whoever_goes_away(rig: Rig, glance: LyingGlance) -> None:
+    """A disk that nobody waits for any more is not taken out to its end, nor left half."""
+    image_id = add(glance, COMPRESS["gzip"](os.urandom(64) + bytes(100 * MIB)), "compressed", "raw")
+    asked = asyncio.create_task(rig.bases.ensure(image_id, NOBODY))
+    await until(lambda: asked.done() or rig.layout.unpacked(image_id).exists())
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert asked.cancelled()
+    await until(lambda: not rig.bases.coming())
+    assert not rig.layout.unpacked(image_id).exists()
+    assert rig.parts.room.reserved == 0
+
+
+async def test_left_by_a_crash(rig: Rig, glance: LyingGlance) -> None:
+    """What an agent left that was killed goes at the next start, or gives way to the next try."""
+    forgotten = rig.layout.unpacked(ImageId(str(uuid.uuid4())))
+    forgotten.write_bytes(b"half of a disk")
+    await rig.reconcile.run(rig.clock.time())
+    assert not forgotten.exists()
+    image_id = add(glance, COMPRESS["gzip"](CONTENT), "compressed", "raw")
+    rig.layout.unpacked(image_id).write_bytes(b"half of a disk")
+    assert await content(rig, image_id) == CONTENT
+
+
+async def test_a_link_in_the_place_of_the_disk(
+    rig: Rig, glance: LyingGlance, tmp_path: Path
+) -> None:
+    """Nothing is written through a link that somebody has planted."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    image_id = add(glance, COMPRESS["gzip"](CONTENT), "compressed", "raw")
+    rig.layout.unpacked(image_id).symlink_to(victim)
+    assert await content(rig, image_id) == CONTENT
+    assert victim.read_bytes() == b"precious"
