@@ -160,7 +160,7 @@ ARCHIVES: Final = (
     _archive("cut off in a header", "archive", lambda: good()[:BLOCK - 1]),
     _archive("without an end", "archive", lambda: good().rstrip(b"\0")),
     _archive("something behind its end", "archive", lambda: good() + vmdk()),
-    _archive("a gigabyte of nothing behind its end", "archive", lambda: good() + bytes(2 * MIB)),
+    _archive("two MiB of nothing behind its end", "archive", lambda: good() + bytes(2 * MIB)),
     _archive("no archive", "archive", content),
     _archive("a disk in place of an archive", "archive", vmdk),
     _archive("compressed", "archive", lambda: gzip.compress(good())),

@@ -24,6 +24,8 @@ async def test_a_container_is_refused_by_the_rule_it_breaks_and_leaves_nothing(
     assert await answer(rig, uploaded(glance, row)) == row.expected
     assert started == []
     assert await left_over(rig) == []
+    [kept] = (path for path in rig.layout.quarantine.iterdir() if path.suffix != ".json")
+    assert kept.read_bytes() == row.build()
     assert rig.parts.room.reserved == 0
 
 
