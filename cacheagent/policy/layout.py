@@ -37,9 +37,9 @@ _TEMPLATE_NAME = re.compile(
     rf"(?P<base>{_BLANK}|[0-9a-z]+-[0-9a-f]+)\.[0-9]+\.[0-9a-f]{{16}}\.(?P<format>{_FORMAT})"
 )
 _REFUSED_NAME = re.compile(
-    rf"(?P<image>{UUID_PATTERN})\.(?P<at>[0-9]{{8}}T[0-9]{{6}}Z)\.(?P<reason>[a-z][a-z0-9_-]{{0,63}})"
+    rf"(?P<image>{UUID_PATTERN})\.(?P<at>[0-9]{{8}}T[0-9]{{12}}Z)\.(?P<reason>[a-z][a-z0-9_-]{{0,63}})"
 )
-_REFUSED_AT = "%Y%m%dT%H%M%SZ"
+_REFUSED_AT = "%Y%m%dT%H%M%S%fZ"
 _UNFINISHED_NAME = re.compile(r"\.(?P<name>.+)\.making")
 _MANIFEST_SUFFIX = ".json"
 
@@ -54,7 +54,7 @@ class TemplateName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedName:
-    """What the name of a refused image's file tells: which image, when (UTC, seconds), and why.
+    """What the name of a refused image's file tells: which image, when (UTC), and why.
 
     ``reason`` is the rule that it broke, or ``digest-mismatch``.
     """
@@ -233,9 +233,7 @@ def parse_manifest_name(name: str) -> tuple[BaseId, DiskFormat] | None:
 def refused_name(image_id: ImageId, at: datetime, reason: str) -> RefusedName:
     """Name the file of a refused image; a reason that is no word of a name is spelled as one."""
     word = re.sub(r"[^a-z0-9_-]", "-", reason.lower()).lstrip("-_0123456789")[:64]
-    return RefusedName(
-        image_id=image_id, at=at.astimezone(UTC).replace(microsecond=0), reason=word or "other"
-    )
+    return RefusedName(image_id=image_id, at=at.astimezone(UTC), reason=word or "other")
 
 
 def parse_refused_name(name: str) -> RefusedName | None:

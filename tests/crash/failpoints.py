@@ -68,7 +68,7 @@ NAMES = (
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<id>"),
     (re.compile(r"sha\d+-[0-9a-f]{16,}"), "<base>"),
     (re.compile(r"\.\d+\.[0-9a-f]{16}\."), ".<size>.<mark>."),
-    (re.compile(r"\.\d{8}T\d{6}Z\."), ".<when>."),
+    (re.compile(r"\.\d{8}T\d{12}Z\."), ".<when>."),
     (re.compile(r"/proc/self/fd/\d+"), "<file>"),
 )
 """What differs from run to run in the names of files, and what stands for it."""

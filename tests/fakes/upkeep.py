@@ -75,7 +75,7 @@ def pruned(images: Iterable[Json], wanted: Json, *, busy: str) -> Json:
 
 
 def _dropped(image: Json) -> Json:
-    name = f"{image['image_id']}.20260301T120000Z.corrupt"
+    name = f"{image['image_id']}.20260301T120000000000Z.corrupt"
     return {"name": name, "image_id": image["image_id"], "bytes": 4096}
 
 

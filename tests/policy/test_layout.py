@@ -73,7 +73,7 @@ def test_a_refused_image_and_its_record() -> None:
     """The name in quarantine tells which image, when and why, and parses back."""
     name = layout_module.refused_name(IMAGE, NOW, "backing-file")
     path, record = LAYOUT.refused(name), LAYOUT.refused_record(name)
-    assert path == LAYOUT.quarantine / f"{IMAGE}.20260101T000000Z.backing-file"
+    assert path == LAYOUT.quarantine / f"{IMAGE}.20260101T000000000000Z.backing-file"
     assert record == path.with_name(f"{path.name}.json")
     assert layout_module.parse_refused_name(path.name) == name
     assert layout_module.parse_refused_record_name(record.name) == name
@@ -91,11 +91,11 @@ def test_no_reason_makes_a_name_that_does_not_parse_back(reason: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        f"{IMAGE}.20261301T000000Z.corrupt",
-        f"{IMAGE}.20260101T000000Z.",
-        f"{IMAGE}.20260101T000000Z.a.b",
+        f"{IMAGE}.20261301T000000000000Z.corrupt",
+        f"{IMAGE}.20260101T000000000000Z.",
+        f"{IMAGE}.20260101T000000000000Z.a.b",
         f"{IMAGE}.20260101.corrupt",
-        "notes.20260101T000000Z.corrupt",
+        "notes.20260101T000000000000Z.corrupt",
     ],
 )
 def test_what_is_no_name_of_a_refused_image(name: str) -> None:

@@ -84,7 +84,7 @@ async def test_a_refused_image_lies_in_quarantine_and_nowhere_else(
     refusal = await refuse(rig, image_id)
     (name,) = lying(rig)
     at = rig.parts.now()
-    assert name == f"{image_id}.{at:%Y%m%dT%H%M%SZ}.{refusal.reason}"
+    assert name == f"{image_id}.{at:%Y%m%dT%H%M%S%fZ}.{refusal.reason}"
     file = rig.layout.quarantine / name
     assert await asyncio.to_thread(file.read_bytes) == data
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
@@ -145,7 +145,7 @@ async def test_ten_refusals_of_an_image_leave_one_file(rig: Rig, glance: LyingGl
         rig.clock.now += 10
         await refuse(rig, image_id)
     (name,) = lying(rig)
-    assert f"{rig.parts.now():%Y%m%dT%H%M%SZ}" in name
+    assert f"{rig.parts.now():%Y%m%dT%H%M%S%fZ}" in name
     assert len(list(rig.layout.quarantine.iterdir())) == 2
 
 
