@@ -85,7 +85,7 @@ async def test_a_pass_tells_what_went_and_what_stays(ask: Ask, services: FakeSer
             "unmet_inodes": 1,
             "dropped": [
                 {
-                    "name": f"{IMAGE}.20260301T120000Z.backing-file",
+                    "name": f"{IMAGE}.20260301T120000000000Z.backing-file",
                     "image_id": IMAGE,
                     "bytes": 4096,
                 }

@@ -55,7 +55,7 @@ async def test_status_gives_every_figure(ask: Ask) -> None:
             "count": 3,
             "files": [
                 {
-                    "name": f"{IMAGE}.20260301T120000Z.backing-file",
+                    "name": f"{IMAGE}.20260301T120000000000Z.backing-file",
                     "image_id": IMAGE,
                     "reason": "backing-file",
                     "detail": "it names a backing file",

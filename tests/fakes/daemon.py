@@ -367,7 +367,7 @@ class FakeDaemon:
                     "count": 1,
                     "files": [
                         {
-                            "name": f"{BROKEN}.20260301T120000Z.backing-file",
+                            "name": f"{BROKEN}.20260301T120000000000Z.backing-file",
                             "image_id": BROKEN,
                             "reason": "backing-file",
                             "detail": "it names a backing file",
