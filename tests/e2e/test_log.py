@@ -87,11 +87,11 @@ async def test_every_line_is_json(agent: Agent, glance: LyingGlance) -> None:
 async def test_key_without_effect_is_named() -> None:
     """An operator who sets what this version does not do yet is told so."""
     settings = without_keystone(
-        "http://127.0.0.1:9", log={"format": "json"}, images={"verify_signatures": True}
+        "http://127.0.0.1:9", log={"format": "json"}, glance={"mirrors": ["http://mirror.test"]}
     )
     async with agent_on(settings) as agent:
         (line,) = agent.lines("this key has no effect in this version")
-    assert (line["key"], line["level"]) == ("images.verify_signatures", "warning")
+    assert (line["key"], line["level"]) == ("glance.mirrors", "warning")
 
 
 async def test_no_secret_is_ever_logged(glance: LyingGlance, tmp_path: Path) -> None:
