@@ -94,10 +94,11 @@ async def _opened(
     metrics = Metrics()
     store = await wiring.open_store(stack, config.storage)
     room, disk_room = await wiring.rooms(store, lambda: config)
+    glance, _ = await wiring.open_glance(stack, config.glance, metrics)
     return Parts(
         catalog=await wiring.open_catalog(stack, store),
         store=store,
-        glance=await wiring.open_glance(stack, config.glance, metrics),
+        glance=glance,
         qemu=await wiring.open_qemu(config.qemu, metrics),
         room=room,
         disk_room=disk_room,
