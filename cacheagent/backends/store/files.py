@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cacheagent.errors import DiskFullError, InvalidRequestError
+from cacheagent.errors import DiskFullError, HostUnavailableError, InvalidRequestError
 from cacheagent.model import SpaceUsage
 
 if TYPE_CHECKING:
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 FICLONE = 0x40049409
 """Share all extents of another file (linux/fs.h); btrfs and XFS with reflink know it."""
 
+FOLDER_MODE = 0o750
+
 STEP = 64 << 20
 """Bytes that are copied at once: a fraction of a second, after which a copy can be stopped."""
+
+NOT_OURS = "is no regular file"
 
 BLOCK_UNIT = 512
 """``st_blocks`` counts in this unit, whatever the file system's block size (stat(2))."""
@@ -111,14 +115,89 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def open_regular(path: Path | str, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
+    """Open a regular file, and give its descriptor; ``path`` may be relative to ``folder``.
+
+    A link in the last place is not followed, and nothing is waited for: to open a named pipe
+    would, until somebody opens its other end.
+
+    Raises:
+        OSError: ``ELOOP`` for whatever is no regular file; as ``os.open``.
+
+    """
+    safely = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags | safely, mode, dir_fd=folder)
+    except OSError as error:
+        # A pipe that nobody reads, a socket, a device without a driver (open(2)).
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.ELOOP, NOT_OURS, str(path)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ELOOP, NOT_OURS, str(path))
+    return fd
+
+
 @contextlib.contextmanager
-def open_fd(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
-    """Open without following a link in the last place, and close in every case."""
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+def open_fd(
+    path: Path | str, flags: int, mode: int = 0o600, folder: int | None = None
+) -> Iterator[int]:
+    """Open as ``open_regular``, and close in every case."""
+    fd = open_regular(path, flags, mode, folder)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """Open a folder that must not be a link; what is done relative to it stays in it.
+
+    Raises:
+        OSError: ``ENOTDIR`` for whatever is no folder, a link to one too (open(2)).
+
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path, group: int) -> bool:
+    """Make the folder, and tell whether; one that is there keeps the rights that it has."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(FOLDER_MODE)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(folder)) from None
+        return False
+    # Whatever has taken its place meanwhile is not what gets the rights.
+    with open_folder(folder) as fd:
+        os.fchown(fd, -1, group)
+        os.fchmod(fd, FOLDER_MODE)
+    return True
+
+
+@contextlib.contextmanager
+def foreign_errors() -> Iterator[None]:
+    """Say of a name of ours that somebody else has put something there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
+            raise
+        message = f"{error.filename} is a link or another thing that the agent did not make"
+        raise HostUnavailableError(message) from error
+
+
+def truncate(path: Path, size: int) -> None:
+    """Give a file of ours another length."""
+    with foreign_errors(), open_fd(path, os.O_WRONLY) as fd:
+        os.ftruncate(fd, size)
 
 
 def move(source: Path, target: Path) -> None:

@@ -41,7 +41,7 @@ HOLE_SIZE = 64 << 10
 ALIGNMENT = 4096
 """What direct I/O asks of offsets, lengths and memory on the devices of today."""
 
-PART_MODE = 0o600
+PART_MODE = RECORD_MODE = 0o600
 _log = structlog.get_logger(__name__)
 _ZEROS = bytes(HOLE_SIZE)
 
@@ -127,17 +127,20 @@ class Part:
         return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _open_file(self, recorded: int) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        with files.space_errors(self.path.parent, self.size):
+        flags = os.O_RDWR | os.O_CREAT
+        with files.foreign_errors(), files.space_errors(self.path.parent, self.size):
             # A crash while it was published has left it without the right to be written.
-            with contextlib.suppress(FileNotFoundError):
-                self.path.chmod(PART_MODE)
+            with (
+                contextlib.suppress(FileNotFoundError),
+                files.open_fd(self.path, os.O_RDONLY) as fd,
+            ):
+                os.fchmod(fd, PART_MODE)
             try:
-                self._fd = os.open(self.path, flags | os.O_DIRECT, PART_MODE)
+                self._fd = files.open_regular(self.path, flags | os.O_DIRECT, PART_MODE)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._fd = os.open(self.path, flags, PART_MODE)
+                self._fd = files.open_regular(self.path, flags, PART_MODE)
             self._cut(recorded if os.fstat(self._fd).st_size == self.size else 0)
 
     def _close(self) -> None:
@@ -183,7 +186,9 @@ class Part:
 
     def _write_record(self, text: str) -> None:
         making = unfinished(self._record)
-        making.write_text(text, encoding="utf-8")
+        making.unlink(missing_ok=True)
+        with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, RECORD_MODE) as fd:
+            files.write_all(fd, text.encode())
         making.replace(self._record)
 
     async def read_present(self, feed: Callable[[memoryview], Awaitable[None]]) -> None:
@@ -220,7 +225,7 @@ def _identity(image: GlanceImage) -> dict[str, object]:
 async def recorded_bytes(record: Path, image: GlanceImage) -> int:
     """Tell how many bytes of this very content are there; a record that is no use counts 0."""
     try:
-        async with aiofiles.open(record, encoding="utf-8") as file:
+        async with aiofiles.open(record, encoding="utf-8", opener=files.open_regular) as file:
             known = json.loads(await file.read())
         present = known.pop("present")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):

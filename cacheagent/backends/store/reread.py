@@ -72,13 +72,12 @@ class Rereading:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._step)
 
     def _open(self) -> None:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._fd = os.open(self._path, flags | os.O_DIRECT)
+            self._fd = files.open_regular(self._path, os.O_RDONLY | os.O_DIRECT)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._fd = os.open(self._path, flags)
+            self._fd = files.open_regular(self._path, os.O_RDONLY)
 
     def _close(self) -> None:
         if self._fd >= 0:

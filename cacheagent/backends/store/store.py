@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files, spare
 from cacheagent.backends.store.bases import BaseFiles, read_manifest
+from cacheagent.backends.store.disks import DiskFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.backends.store.reread import Rereading
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FOLDER_MODE = 0o750
 THREADS = 4
 """Clones at once: each is mostly waiting for the device."""
 
@@ -54,12 +53,10 @@ class Store:
         self.layout = layout
         self._group = -1 if group is None else group
         self._base_files = BaseFiles(layout, self._group)
-        self._disk_mode = disk_mode
+        self._disk_files = DiskFiles(layout, self._group, disk_mode)
         self._threads = ThreadPoolExecutor(THREADS, "store")
         self._long_threads = ThreadPoolExecutor(LONG_THREADS, "store-long")
         self._copy_threads = ThreadPoolExecutor(LONG_THREADS, "store-copy")
-        # Between the making of a folder and that of its first file, nobody removes the folder.
-        self._folders = threading.Lock()
         self._lock_fd: int | None = None
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -107,7 +104,7 @@ class Store:
             layout.quarantine,
             layout.instances_dir,
         ):
-            if self._make_folder(folder):
+            if files.make_folder(folder, self._group):
                 files.sync_folder(folder.parent)
         fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -125,19 +122,6 @@ class Store:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
-
-    def _make_folder(self, folder: Path) -> bool:
-        """Make the folder; one that is there keeps the rights that somebody gave it."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.mkdir(FOLDER_MODE)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-            return False
-        os.chown(folder, -1, self._group)
-        folder.chmod(FOLDER_MODE)
-        return True
 
     async def usage(self) -> SpaceUsage:
         """Measure the file system that the bases lie on."""
@@ -275,19 +259,7 @@ class Store:
 
     async def begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Make the empty file that becomes the disk, and give its unfinished name."""
-        return await self.run(self._begin_disk, key, disk_format)
-
-    def _begin_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
-        folder = self.layout.instance(key.instance_id)
-        making = self.layout.unfinished_disk(key, disk_format)
-        with self._folders:
-            new = self._make_folder(folder)
-            making.unlink(missing_ok=True)
-            with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL):
-                pass
-        if new:
-            files.sync_folder(folder.parent)
-        return making
+        return await self.run(self._disk_files.begin, key, disk_format)
 
     async def clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Make the disk a copy of ``source``, and give its path.
@@ -297,12 +269,7 @@ class Store:
             FileExistsError: as ``finish_disk``.
 
         """
-        return await self.run(self._clone_disk, source, key, disk_format)
-
-    def _clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
-        with files.space_errors(self.layout.instances_dir, source.lstat().st_size):
-            files.clone(source, self._begin_disk(key, disk_format))
-            return self._finish_disk(key, disk_format)
+        return await self.run(self._disk_files.clone, source, key, disk_format)
 
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.
@@ -316,11 +283,11 @@ class Store:
         stop = threading.Event()
         copying = self._run_in(self._copy_threads, files.clone, source, target, stop.is_set)
         await uninterrupted(copying, on_cancel=stop.set)
-        await self.run(os.truncate, target, size)
+        await self.run(files.truncate, target, size)
 
     async def make_hole(self, path: Path, size: int) -> None:
         """Make an empty file ``size`` bytes long, without data."""
-        await self.run(os.truncate, path, size)
+        await self.run(files.truncate, path, size)
 
     async def finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Give the unfinished file its rights and the name of the disk, durably.
@@ -329,46 +296,19 @@ class Store:
             FileExistsError: the name is taken by a file that the catalog does not know.
 
         """
-        return await self.run(self._finish_disk, key, disk_format)
-
-    def _finish_disk(self, key: DiskKey, disk_format: DiskFormat) -> Path:
-        making = self.layout.unfinished_disk(key, disk_format)
-        path = self.layout.disk(key, disk_format)
-        with files.open_fd(making, os.O_RDONLY) as fd:
-            os.fchown(fd, -1, self._group)
-            os.fchmod(fd, self._disk_mode)
-            os.fsync(fd)
-        # Nobody but the holder of the disk's lock makes this name, so looking first is enough.
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        files.move(making, path)
-        return path
+        return await self.run(self._disk_files.finish, key, disk_format)
 
     async def remove_disk(self, key: DiskKey, disk_format: DiskFormat) -> None:
         """Remove the disk and what is left of its making, and the folder where that was all."""
         layout = self.layout
-        names = (layout.disk(key, disk_format), layout.unfinished_disk(key, disk_format))
-        await self.run(self._remove_disk_files, key, names)
+        paths = (layout.disk(key, disk_format), layout.unfinished_disk(key, disk_format))
+        names = tuple(path.name for path in paths)
+        await self.run(self._disk_files.remove, key, names)
 
     async def abandon_disk(self, key: DiskKey) -> None:
         """Remove what an attempt to make the disk has left, and the folder where that was all."""
-        names = tuple(self.layout.unfinished_disk(key, fmt) for fmt in DiskFormat)
-        await self.run(self._remove_disk_files, key, names)
-
-    def _remove_disk_files(self, key: DiskKey, names: Iterable[Path]) -> None:
-        folder = self.layout.instance(key.instance_id)
-        _remove_all(names)
-        with self._folders:
-            try:
-                folder.rmdir()
-            except OSError as error:
-                if error.errno == errno.ENOTEMPTY:
-                    files.sync_folder(folder)
-                    return
-                # One that was gone before has gone all the same.
-                if not isinstance(error, FileNotFoundError):
-                    raise
-            files.sync_folder(folder.parent)
+        names = tuple(self.layout.unfinished_disk(key, fmt).name for fmt in DiskFormat)
+        await self.run(self._disk_files.remove, key, names)
 
     async def remove(self, paths: Iterable[Path]) -> None:
         """Remove files of ours that a plan names."""
