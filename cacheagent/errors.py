@@ -10,6 +10,7 @@
     │   ├── UnauthenticatedError
     │   │   └── BearerError
     │   ├── ImageForbiddenError
+    │   ├── OperatorOnlyError
     │   ├── NotFoundError
     │   │   ├── ImageNotFoundError
     │   │   ├── PathNotFoundError
@@ -143,6 +144,12 @@ class ImageForbiddenError(ProblemError):
     def members(self) -> Mapping[str, object]:
         """Give ``image_id``."""
         return {"image_id": self.image_id}
+
+
+class OperatorOnlyError(ProblemError):
+    """A tenant's token gives no right to this; without one it is an operator who asks."""
+
+    word, status, title = "operator-only", 403, "Operator only"
 
 
 class NotFoundError(ProblemError):

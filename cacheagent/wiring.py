@@ -51,6 +51,7 @@ from cacheagent.service.repair import Repair
 from cacheagent.service.revalidate import Revalidate
 from cacheagent.service.room import Room
 from cacheagent.service.status import Status
+from cacheagent.service.tenancy import TenantDisks
 from cacheagent.service.use import Use
 from cacheagent.service.verify import Verify
 from cacheagent.service.watch import Hooks, Watch
@@ -110,8 +111,10 @@ def wire(parts: Parts) -> Agent:
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
+    disks = Disks(parts, access=access, creation=creation)
     services = Services(
-        disks=Disks(parts, access=access, creation=creation),
+        access=access,
+        disks=TenantDisks(parts, disks=disks, access=access, creation=creation),
         images=images,
         operator=Operator(parts, images=images, evictions=evictions, access=access),
         verify=verify,

@@ -52,7 +52,7 @@ def create_app(
         *counted,
         form.guard,
         bearer_guard(bearers),
-        api_guard(services.status, require_token=require_token),
+        api_guard(services.status, services.access, require_token=require_token),
     ]
     app = _application(ROUTES, metrics, services.status, guards)
     app[SERVICES] = services

@@ -50,19 +50,21 @@ def _location(key: DiskKey) -> str:
 
 async def show(request: web.Request) -> Reply:
     """Give one disk."""
-    view = await request.app[SERVICES].disks.show(reading.disk_key(request))
+    view = await request.app[SERVICES].disks.show(
+        reading.disk_key(request), reading.caller(request)
+    )
     return json_reply(200, convert.disk(view))
 
 
 async def delete(request: web.Request) -> Reply:
     """Remove the disk, if it is there."""
-    await request.app[SERVICES].disks.delete(reading.disk_key(request))
+    await request.app[SERVICES].disks.delete(reading.disk_key(request), reading.caller(request))
     return empty_reply()
 
 
 async def list_instances(request: web.Request) -> Reply:
     """Give every instance with its disks."""
-    found = await request.app[SERVICES].disks.instances()
+    found = await request.app[SERVICES].disks.instances(reading.caller(request))
     return json_reply(
         200,
         wire.Instances(instances=[convert.instance(one, disks) for one, disks in found.items()]),
@@ -72,11 +74,13 @@ async def list_instances(request: web.Request) -> Reply:
 async def show_instance(request: web.Request) -> Reply:
     """Give one instance with its disks."""
     instance_id = reading.instance_id(request)
-    disks = await request.app[SERVICES].disks.instance(instance_id)
+    disks = await request.app[SERVICES].disks.instance(instance_id, reading.caller(request))
     return json_reply(200, convert.instance(instance_id, disks))
 
 
 async def delete_instance(request: web.Request) -> Reply:
     """Remove the instance with all its disks, if it is there."""
-    await request.app[SERVICES].disks.delete_instance(reading.instance_id(request))
+    await request.app[SERVICES].disks.delete_instance(
+        reading.instance_id(request), reading.caller(request)
+    )
     return empty_reply()

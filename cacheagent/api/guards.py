@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler, Middleware
 
-    from cacheagent.api.services import StatusService
+    from cacheagent.api.services import AccessService, StatusService
     from cacheagent.sync.rates import Rates
 
 API_PREFIX = "/v1/"
@@ -101,11 +101,11 @@ def rate_guard(rates: Rates) -> Middleware:
     return check
 
 
-def api_guard(status: StatusService, *, require_token: bool) -> Middleware:
+def api_guard(status: StatusService, access: AccessService, *, require_token: bool) -> Middleware:
     """Refuse requests to the API while the daemon stops, or without a token where one is needed.
 
-    What no path of the API takes is refused as well: a token that cannot be one, parameters of
-    the query string.
+    What no path of the API takes is refused as well: a token that is none, parameters of the
+    query string. Where the path names an image, the token is proved with the right to that.
     """
 
     @web.middleware
@@ -113,9 +113,12 @@ def api_guard(status: StatusService, *, require_token: bool) -> Middleware:
         if request.path.startswith(API_PREFIX):
             if status.stopping:
                 raise ShuttingDownError("the daemon is stopping")
-            if reading.caller(request).token is None and require_token:
+            caller = reading.caller(request)
+            if caller.token is None and require_token:
                 raise UnauthenticatedError(f"{reading.TOKEN_HEADER} is needed here")
             reading.refuse_query(request)
+            if "image_id" not in request.match_info:
+                await access.prove(caller)
         return await handler(request)
 
     return check

@@ -14,6 +14,8 @@ from cacheagent.api.guards import API_PREFIX, OPEN_PATHS, UNCOUNTED_PATHS
 from cacheagent.api.problems import MEDIA_TYPE
 from cacheagent.api.reading import EVENT_HEADER, EVENT_ID_PATTERN, TOKEN_HEADER, TOKEN_PATTERN
 from cacheagent.errors import (
+    GlanceRefusedError,
+    GlanceUnavailableError,
     InvalidRequestError,
     ProblemError,
     RetryLaterError,
@@ -35,6 +37,7 @@ Json = dict[str, Any]
 
 COMMON_PROBLEMS = (
     *(InvalidRequestError, UnauthenticatedError, TooManyRequestsError, ShuttingDownError),
+    *(GlanceRefusedError, GlanceUnavailableError),
     ProblemError,
 )
 """What every path of the API can answer, whatever it does."""
@@ -78,7 +81,7 @@ def document(routes: Sequence[Route]) -> Json:
 def problems_of(route: Route) -> tuple[type[ProblemError], ...]:
     """Give every problem that the route can answer."""
     if route.path.startswith(API_PREFIX):
-        return (*COMMON_PROBLEMS, *route.problems)
+        return tuple(dict.fromkeys((*COMMON_PROBLEMS, *route.problems)))
     guarded = () if route.path in OPEN_PATHS else (UnauthenticatedError,)
     counted = () if route.path in UNCOUNTED_PATHS else (TooManyRequestsError,)
     return (InvalidRequestError, *guarded, *counted, ProblemError, *route.problems)

@@ -11,8 +11,6 @@ from cacheagent.errors import (
     DiskConflictError,
     DiskNotFoundError,
     DiskTooSmallError,
-    GlanceRefusedError,
-    GlanceUnavailableError,
     HostUnavailableError,
     ImageForbiddenError,
     ImageNotActiveError,
@@ -20,6 +18,7 @@ from cacheagent.errors import (
     ImageUnacceptableError,
     InstanceNotFoundError,
     InsufficientSpaceError,
+    OperatorOnlyError,
 )
 
 _INSTANCES = "/v1/instances"
@@ -33,8 +32,6 @@ _ACCESS = (
     ImageForbiddenError,
     ImageNotFoundError,
     ImageNotActiveError,
-    GlanceRefusedError,
-    GlanceUnavailableError,
 )
 """What a look at Glance can end in."""
 
@@ -86,6 +83,7 @@ DISK_ROUTES = (
         summary="Remove the disk; one that is gone already is a success too.",
         handler=disks.delete,
         answers=_DONE,
+        problems=(OperatorOnlyError,),
     ),
     Route(
         operation="instance_list",
@@ -111,6 +109,7 @@ DISK_ROUTES = (
         summary="Remove the instance with all its disks.",
         handler=disks.delete_instance,
         answers=_DONE,
+        problems=(OperatorOnlyError,),
     ),
 )
 
@@ -122,7 +121,6 @@ IMAGE_ROUTES = (
         summary="List the images that are cached or coming.",
         handler=images.list_images,
         answers={200: Success(description="All images.", model=wire.Images)},
-        problems=(GlanceRefusedError, GlanceUnavailableError),
     ),
     Route(
         operation="image_show",
@@ -202,7 +200,7 @@ AGENT_ROUTES = (
         handler=system.prune,
         body=Body(model=PruneRequest, required=False),
         answers={200: Success(description="What went, and what stays.", model=wire.Pruned)},
-        problems=(GlanceRefusedError, GlanceUnavailableError, InsufficientSpaceError),
+        problems=(OperatorOnlyError, InsufficientSpaceError),
     ),
     Route(
         operation="events",

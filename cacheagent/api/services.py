@@ -47,24 +47,41 @@ class DiskService(Protocol):
         """
         ...
 
-    async def show(self, key: DiskKey) -> DiskView:
-        """Give the disk. Raises: ``DiskNotFoundError``."""
+    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
+        """Give the disk. Raises: ``DiskNotFoundError``, also where the caller may not see it."""
         ...
 
-    async def delete(self, key: DiskKey) -> None:
-        """Remove the disk; one that is not there is a success too."""
+    async def delete(self, key: DiskKey, caller: Caller) -> None:
+        """Remove the disk; one that is not there is a success too.
+
+        Raises: ``OperatorOnlyError`` where the caller may not see it.
+        """
         ...
 
-    async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
-        """Give every instance with its disks."""
+    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
+        """Give every instance that the caller may see, with its disks."""
         ...
 
-    async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
-        """Give the disks of the instance. Raises: ``InstanceNotFoundError``."""
+    async def instance(self, instance_id: InstanceId, caller: Caller) -> Sequence[DiskView]:
+        """Give the disks of the instance. Raises: ``InstanceNotFoundError``, as ``show``."""
         ...
 
-    async def delete_instance(self, instance_id: InstanceId) -> None:
-        """Remove the instance with all its disks; one that is not there is a success too."""
+    async def delete_instance(self, instance_id: InstanceId, caller: Caller) -> None:
+        """Remove the instance with all its disks; one that is not there is a success too.
+
+        Raises: ``OperatorOnlyError`` where the caller may not see it.
+        """
+        ...
+
+
+class AccessService(Protocol):
+    """Whose the tokens are."""
+
+    async def prove(self, caller: Caller) -> None:
+        """Return if the caller's token is one, or it has none.
+
+        Raises: ``UnauthenticatedError``; ``GlanceUnavailableError`` where nobody can tell.
+        """
         ...
 
 
@@ -155,6 +172,7 @@ class StatusService(Protocol):
 class Services:
     """Everything that the handlers may call."""
 
+    access: AccessService
     disks: DiskService
     images: ImageService
     operator: OperatorService

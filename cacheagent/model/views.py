@@ -58,6 +58,10 @@ class User:
             found["detail"] = self.detail
         return found
 
+    def unnamed(self) -> User:
+        """Give only what kind of user it is: which one is no business of a tenant."""
+        return User(kind=self.kind)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceUsage:

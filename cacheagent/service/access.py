@@ -35,8 +35,8 @@ class Access:
         self._checks = parts.metrics.access_checks_total
         self._config = parts.config
         self._clock = parts.clock
-        self._allowed: dict[tuple[bytes, ImageId], float] = {}
-        self._asking: SingleFlight[tuple[bytes, ImageId], None] = SingleFlight()
+        self._allowed: dict[tuple[bytes, ImageId | None], float] = {}
+        self._asking: SingleFlight[tuple[bytes, ImageId | None], None] = SingleFlight()
 
     async def check(self, image_id: ImageId, caller: Caller) -> None:
         """Return if the caller may download the image; without a token nothing is asked.
@@ -45,6 +45,20 @@ class Access:
             ProblemError: the refusal, or why nobody can tell.
 
         """
+        await self._check(image_id, caller)
+
+    async def prove(self, caller: Caller) -> None:
+        """Return if the caller's token is one, or it has none.
+
+        Raises:
+            UnauthenticatedError: nobody knows the token, or it has run out.
+            GlanceUnavailableError: Glance cannot tell.
+
+        """
+        await self._check(None, caller)
+
+    async def _check(self, image_id: ImageId | None, caller: Caller) -> None:
+        """Ask about the image, or without one about the token alone."""
         if caller.token is None:
             return
         key = hashlib.sha256(caller.token.encode()).digest(), image_id
@@ -104,6 +118,9 @@ class Access:
                 check.cancel()
         return frozenset(each for each, may in zip(image_ids, answers, strict=True) if may)
 
-    async def _ask(self, image_id: ImageId, caller: Caller) -> None:
+    async def _ask(self, image_id: ImageId | None, caller: Caller) -> None:
         with log.under_request(caller.request_id):
-            await self._glance.check_access(image_id, caller)
+            if image_id is None:
+                await self._glance.check_token(caller)
+            else:
+                await self._glance.check_access(image_id, caller)

@@ -57,7 +57,8 @@ class Images:
         failures = self._bases.failures().items()
         found = {image_id: _failed(failure) for image_id, failure in failures} | known
         allowed = await self._access.allowed(found.keys(), caller)
-        return [await self._view(cached) for each, cached in found.items() if each in allowed]
+        mine = [cached for each, cached in found.items() if each in allowed]
+        return [await self._view(cached, caller) for cached in mine]
 
     async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
         """Give the image with all who use it.
@@ -67,7 +68,7 @@ class Images:
 
         """
         await self._access.check(image_id, caller)
-        return await self._view(await self._known(image_id))
+        return await self._view(await self._known(image_id), caller)
 
     async def prefetch(
         self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
@@ -84,19 +85,19 @@ class Images:
         if wait or await self._bases.ready(image_id) is not None:
             ensured = await self._bases.leased(image_id, caller, "a prefetch that is about to end")
             try:
-                return await self._fetched(image_id, ensured.result, pin=pin)
+                return await self._fetched(image_id, ensured.result, caller, pin=pin)
             finally:
                 await self._bases.release(ensured)
         # Whoever goes away now leaves no intent that nobody works on.
         result = await uninterrupted(self._begin(image_id, caller))
-        return await self._fetched(image_id, result, pin=pin)
+        return await self._fetched(image_id, result, caller, pin=pin)
 
     async def _fetched(
-        self, image_id: ImageId, result: CacheResult, *, pin: bool
+        self, image_id: ImageId, result: CacheResult, caller: Caller, *, pin: bool
     ) -> tuple[ImageView, CacheResult]:
         if pin:
             await self._pin(image_id)
-        return await self._view(await self._known(image_id)), result
+        return await self._view(await self._known(image_id), caller), result
 
     async def _begin(self, image_id: ImageId, caller: Caller) -> CacheResult:
         """Write down that the image is to come, and wait for it in the background."""
@@ -156,7 +157,7 @@ class Images:
             return
         base = await self._catalog.base(cached.base_id)
         if base is not None and (users := await self._evictions.evict(base, Reason.OPERATOR)):
-            raise _in_use(image_id, users)
+            raise _in_use(image_id, told(users, caller))
 
     async def _known(self, image_id: ImageId) -> CachedImage:
         cached = await self._catalog.image(image_id)
@@ -166,7 +167,7 @@ class Images:
             raise ImageNotFoundError(f"image {image_id} is neither cached nor coming")
         return cached
 
-    async def _view(self, cached: CachedImage) -> ImageView:
+    async def _view(self, cached: CachedImage, caller: Caller) -> ImageView:
         image_id = cached.image.image_id
         base = None if cached.base_id is None else await self._catalog.base(cached.base_id)
         waiting = self._bases.waiters(image_id)
@@ -182,7 +183,7 @@ class Images:
             base_path=None if base is None else self._store.layout.base(base.base_id, base.format),
             progress=progress,
             pinned=image_id in await self._catalog.pins(),
-            users=(*users, *(User(kind=UserKind.WAITER) for _ in range(waiting))),
+            users=(*told(users, caller), *(User(kind=UserKind.WAITER) for _ in range(waiting))),
             error=(None if failure is None else failure.why) or refused,
             withheld=None if base is None else trust.withheld(base, cached.image),
         )
@@ -194,6 +195,11 @@ class Images:
             return ImageState.QUARANTINED if quarantined else ImageState.READY
         failed = image_id in self._bases.failures()
         return ImageState.FAILED if failed else ImageState.QUEUED
+
+
+def told(users: Sequence[User], caller: Caller) -> tuple[User, ...]:
+    """Give the users as the caller may know them: a base may be of others' images as well."""
+    return tuple(users if caller.token is None else (user.unnamed() for user in users))
 
 
 def _failed(failure: Failure) -> CachedImage:

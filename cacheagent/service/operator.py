@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cacheagent.errors import OperatorOnlyError
 from cacheagent.policy.eviction import Demand, DemandKind, Eviction, EvictionPlan, Stay
 from cacheagent.policy.quarantine import Refused
 from cacheagent.policy.verdict import Why, find_verdict, summary
+from cacheagent.service.images import told
 from cacheagent.service.removal import Skipped
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class Operator:
         plan = await self._evictions.plan()
         base = view.base
         verdict = None if base is None else find_verdict(plan, base.base_id)
+        if verdict is not None:
+            verdict = replace(verdict, users=told(verdict.users, caller))
         return Why(
             view=view,
             verdict=verdict,
@@ -82,17 +86,20 @@ class Operator:
         sums are those of the whole pass.
 
         Raises:
+            OperatorOnlyError: a token does not make a pass, which is about everybody's images.
             UnauthenticatedError: nobody knows the caller's token.
             GlanceUnavailableError: Glance cannot tell what the caller may have.
 
         """
+        if caller.token is not None and not dry_run:
+            raise OperatorOnlyError("with a tenant's token a pass can only be planned: dry_run")
         allowed = await self._allowed(caller)
         demand = None if free_bytes is None else Demand(DemandKind.OPERATOR, free_bytes)
         if dry_run:
             pruned = _planned(await self._evictions.plan(demand))
         else:
             pruned = _done(await self._evictions.run("operator", demand))
-        return pruned if allowed is None else _seen(pruned, allowed)
+        return pruned if allowed is None else _seen(pruned, allowed, caller)
 
     async def _allowed(self, caller: Caller) -> Collection[ImageId] | None:
         """Give the images that the caller may see; None: all of them.
@@ -130,7 +137,7 @@ def _done(done: Pass) -> Pruned:
     )
 
 
-def _seen(pruned: Pruned, allowed: Collection[ImageId]) -> Pruned:
+def _seen(pruned: Pruned, allowed: Collection[ImageId], caller: Caller) -> Pruned:
     """Leave out what the caller may not see: bases of other images, and other images of a base."""
 
     def mine(images: Iterable[ImageId]) -> tuple[ImageId, ...]:
@@ -143,11 +150,8 @@ def _seen(pruned: Pruned, allowed: Collection[ImageId]) -> Pruned:
         ),
         dropped=tuple(each for each in pruned.dropped if each.name.image_id in allowed),
         stay=tuple(
-            replace(each, images=images) for each in pruned.stay if (images := mine(each.images))
-        ),
-        skipped=tuple(
-            replace(each, eviction=replace(each.eviction, images=images))
-            for each in pruned.skipped
-            if (images := mine(each.eviction.images))
+            replace(each, images=images, users=told(each.users, caller))
+            for each in pruned.stay
+            if (images := mine(each.images))
         ),
     )

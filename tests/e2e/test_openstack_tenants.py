@@ -134,11 +134,13 @@ async def test_reader_may_only_look(
 
 
 async def test_shared_image(agent: Agent, cloud: Cloud) -> None:
-    """An image that is shared with a project is that project's as well, from then on."""
+    """An image that is shared with a project is that project's as well, while it is shared."""
     image_id = await upload(cloud, "alice", some_data(), visibility="shared")
     assert await status_for(agent, cloud, "bob", image_id) == 404
     await asyncio.to_thread(cloud.share, image_id, "alice", "bob")
     assert await status_for(agent, cloud, "bob", image_id) == 201
+    await asyncio.to_thread(cloud.unshare, image_id, "alice", "bob")
+    assert await status_for(agent, cloud, "bob", image_id) == 404
 
 
 @pytest.mark.parametrize(("owner", "visibility"), [("admin", "public"), ("alice", "community")])
@@ -254,7 +256,7 @@ async def test_token_runs_out_in_the_middle_of_a_download(expiring_cloud: Cloud)
 
 
 async def test_tokens_run_out_between_two_requests(expiring_cloud: Cloud) -> None:
-    """A scheduler's token may run out before it asks, and the agent gets itself a new one."""
+    """With a token that has run out nobody begins anything; the agent gets itself a new one."""
     first, second = [await upload(expiring_cloud, "alice", some_data()) for _ in range(2)]
     public = await upload(expiring_cloud, "admin", some_data(), visibility="public")
     token = await token_of(expiring_cloud, "alice")
@@ -264,9 +266,12 @@ async def test_tokens_run_out_between_two_requests(expiring_cloud: Cloud) -> Non
     ):
         assert (await agent.create(first, token=token)).status == 201
         own = proxy.requests[-1].headers["X-Service-Token"]
+        assert own != token
         for ending in (token, own):
             await asyncio.to_thread(expiring_cloud.outlive, ending)
-        # With a service's token beside it, Glance takes what ran out less than two days ago.
-        assert (await agent.create(second, token=token)).status == 201
+        # With the agent's own beside it, Glance would take what ran out less than two days ago.
+        for image_id in (first, second):
+            answer = await agent.create(image_id, token=token)
+            assert (answer.status, answer.problem) == (401, "unauthenticated")
         assert (await agent.create(public)).status == 201
         assert proxy.requests[-1].headers["X-Auth-Token"] != own

@@ -29,7 +29,7 @@ from cacheagent.policy.answers import parse_range
 if TYPE_CHECKING:
     from typing import Self
 
-Call = Literal["versions", "show", "access", "data"]
+Call = Literal["versions", "list", "show", "access", "data"]
 """What is asked for; ``access`` is a request for the first byte of the data alone."""
 
 
@@ -179,6 +179,8 @@ class LyingGlance:
 
 def _parse(request: web.Request) -> tuple[Call, str | None]:
     match request.path.strip("/").split("/"):
+        case [*_, "images"]:
+            return "list", None
         case [*_, "images", image_id]:
             return "show", image_id
         case [*_, "images", image_id, "file"]:
@@ -190,6 +192,10 @@ def _parse(request: web.Request) -> tuple[Call, str | None]:
 
 async def _true_versions(exchange: Exchange) -> web.StreamResponse:
     return await versions("v2.18", "v2.17", "v2.0")(exchange)
+
+
+async def _true_list(_exchange: Exchange) -> web.StreamResponse:
+    return web.json_response({"images": []})
 
 
 async def _true_metadata(exchange: Exchange) -> web.StreamResponse:
@@ -216,6 +222,7 @@ async def _true_data(exchange: Exchange) -> web.StreamResponse:
 
 _TRUTHS: dict[Call, Lie] = {
     "versions": _true_versions,
+    "list": _true_list,
     "show": _true_metadata,
     "access": _true_data,
     "data": _true_data,

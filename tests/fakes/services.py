@@ -252,28 +252,42 @@ class FakeDisks:
         self._script.note("begin", key, spec, caller)
         return self.view, self.made
 
-    async def show(self, key: DiskKey) -> DiskView:
+    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
         """Answer with ``view``."""
-        self._script.note("show", key)
+        self._script.note("show", key, caller)
         return self.view
 
-    async def delete(self, key: DiskKey) -> None:
+    async def delete(self, key: DiskKey, caller: Caller) -> None:
         """Do nothing."""
-        self._script.note("delete", key)
+        self._script.note("delete", key, caller)
 
-    async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
+    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
         """Answer with one instance that has ``view``."""
-        self._script.note("instances")
+        self._script.note("instances", caller)
         return {INSTANCE: (self.view,)}
 
-    async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
+    async def instance(self, instance_id: InstanceId, caller: Caller) -> Sequence[DiskView]:
         """Answer with ``view`` alone."""
-        self._script.note("instance", instance_id)
+        self._script.note("instance", instance_id, caller)
         return (self.view,)
 
-    async def delete_instance(self, instance_id: InstanceId) -> None:
+    async def delete_instance(self, instance_id: InstanceId, caller: Caller) -> None:
         """Do nothing."""
-        self._script.note("delete_instance", instance_id)
+        self._script.note("delete_instance", instance_id, caller)
+
+
+class FakeAccess:
+    """An ``AccessService``: every token is one, unless ``refusal`` says why not."""
+
+    def __init__(self) -> None:
+        self.refusal: Exception | None = None
+        self.proved: list[Caller] = []
+
+    async def prove(self, caller: Caller) -> None:
+        """Note the caller, and raise ``refusal`` where there is one and a token."""
+        self.proved.append(caller)
+        if self.refusal is not None and caller.token is not None:
+            raise self.refusal
 
 
 class FakeImages:
@@ -387,6 +401,7 @@ class FakeServices:
 
     def __init__(self) -> None:
         self.script = Script()
+        self.access = FakeAccess()
         self.disks = FakeDisks(self.script)
         self.images = FakeImages(self.script)
         self.status = FakeStatus(self.script)
@@ -394,6 +409,7 @@ class FakeServices:
         self.verify = FakeVerify(self.script)
         self.following = FakeFollowing(self.script)
         self.bundle = Services(
+            access=self.access,
             disks=self.disks,
             images=self.images,
             operator=self.operator,

@@ -152,6 +152,11 @@ class Cloud:
         member = {"member": self.session(user).get_project_id()}
         self.session(owner).post(self._images(image_id, "members"), json=member)
 
+    def unshare(self, image_id: str, owner: str, user: str) -> None:
+        """Take back what ``share`` gave."""
+        project = self.session(user).get_project_id()
+        self.session(owner).delete(self._images(image_id, "members", str(project)))
+
     def _images(self, *path: str) -> str:
         return "/".join((self.glance_url, "v2/images", *path))
 

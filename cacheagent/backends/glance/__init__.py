@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -132,12 +133,12 @@ class Glance:
         """Whether the last request got an answer, and when."""
         return self._channel.contact
 
-    async def show(self, image_id: ImageId, caller: Caller) -> GlanceImage:
+    async def show(self, image_id: ImageId, caller: Caller, *, vouched: bool = True) -> GlanceImage:
         """Give the metadata of an image, whatever its status.
 
         Raises: ``ImageNotFoundError``, ``ImageForbiddenError`` and those of the class.
         """
-        ask = Ask(call="show", image_id=image_id, caller=caller)
+        ask = Ask(call="show", image_id=image_id, caller=caller, vouched=vouched)
 
         async def attempt() -> GlanceImage:
             async with await self._channel.open(ask) as answer:
@@ -145,21 +146,41 @@ class Glance:
 
         return await self._repeat(attempt)
 
+    async def check_token(self, caller: Caller) -> None:
+        """Return if the caller's token is one; for what it is good is not told.
+
+        Raises: those of the class.
+        """
+        ask = Ask(call="access", image_id=None, caller=caller, vouched=False)
+
+        async def attempt() -> None:
+            (await self._channel.open(ask)).close()
+
+        try:
+            await self._repeat(attempt)
+        except GlanceRefusedError as error:
+            # Whoever may list nothing has a token all the same.
+            if error.glance_status != HTTPStatus.FORBIDDEN:
+                raise
+
     async def check_access(self, image_id: ImageId, caller: Caller) -> None:
         """Return if the caller may download the image now.
 
         Metadata alone do not tell: a ``reader`` sees an image that it may not download, and an
         administrator may download one that is deactivated. So this asks for a byte as well.
+        The agent vouches for no token here: a request has to begin with one that is still good,
+        and what it began goes on when that has run out.
 
         Raises: ``ImageNotFoundError``, ``ImageForbiddenError``, ``ImageNotActiveError`` and those
         of the class.
         """
-        image = await self.show(image_id, caller)
+        image = await self.show(image_id, caller, vouched=False)
         if image.status != "active":
             raise ImageNotActiveError(image_id, image.status)
         if image.size == 0:
             return
-        ask = Ask(call="access", image_id=image_id, caller=caller, byte_range="bytes=0-0")
+        byte = "bytes=0-0"
+        ask = Ask(call="access", image_id=image_id, caller=caller, byte_range=byte, vouched=False)
 
         async def attempt() -> None:
             async with await self._channel.open(ask) as answer:

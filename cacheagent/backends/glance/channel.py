@@ -78,16 +78,23 @@ class GlanceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A GET for an image: ``show`` its metadata, or its data as ``byte_range`` limits them."""
+    """A GET for an image: ``show`` its metadata, or its data as ``byte_range`` limits them.
+
+    Without an image it asks for nothing but whether the token is one. Not ``vouched``: the
+    caller's token goes alone, so that one which has run out is refused.
+    """
 
     call: Literal["show", "access", "data"]
-    image_id: ImageId
+    image_id: ImageId | None
     caller: Caller
     byte_range: str | None = None
+    vouched: bool = True
 
     @property
     def path(self) -> str:
         """The path below the base of version 2."""
+        if self.image_id is None:
+            return "/images?limit=1"
         return f"/images/{self.image_id}" + ("" if self.call == "show" else "/file")
 
 
@@ -247,7 +254,8 @@ class Channel:
     async def _open_at(self, endpoint: str, ask: Ask) -> Answer:
         token = await self._tokens.token()
         answer = await self._ask(endpoint, ask, token)
-        if answer.status == HTTPStatus.UNAUTHORIZED and token is not None:
+        mine = ask.vouched or ask.caller.token is None
+        if answer.status == HTTPStatus.UNAUTHORIZED and token is not None and mine:
             answer.close()
             other = await self._tokens.renew(token)
             if other != token:
@@ -327,6 +335,8 @@ def _error_about(status: int, ask: Ask) -> ProblemError | None:
         if ask.caller.token is not None:
             return UnauthenticatedError("the token is not accepted by Glance")
         return _refused(status, "Glance does not accept the agent's own token")
+    if ask.image_id is None:
+        return None
     if status == HTTPStatus.FORBIDDEN:
         what = "seen" if ask.call == "show" else "downloaded"
         return ImageForbiddenError(
@@ -368,7 +378,7 @@ def _each_header(ask: Ask, own_token: str | None) -> Iterator[tuple[str, str]]:
         raise UnauthenticatedError("the token has characters that no token has")
     if callers_token is not None:
         yield "X-Auth-Token", callers_token
-    if own_token is not None:
+    if own_token is not None and (ask.vouched or callers_token is None):
         # Glance takes a caller's token that has run out where a service vouches for it.
         yield "X-Auth-Token" if callers_token is None else "X-Service-Token", own_token
     # OpenStack's services take an id of this form only, and drop any other.

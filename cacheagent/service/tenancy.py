@@ -1,0 +1,141 @@
+"""Disks and instances as a tenant may see and touch them.
+
+The agent does not know whose an instance is: that is its scheduler's business. What Glance can say
+of a token is which images are its. So with a token an instance is there if the token may have
+every image that its disks are made of. Without one it is an operator or a scheduler who asks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cacheagent.errors import (
+    DiskConflictError,
+    DiskNotFoundError,
+    InstanceNotFoundError,
+    OperatorOnlyError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cacheagent.model import Caller, DiskKey, DiskSpec, DiskView, ImageId, InstanceId
+    from cacheagent.service.access import Access
+    from cacheagent.service.creation import Creation
+    from cacheagent.service.disks import Disks
+    from cacheagent.service.parts import Parts
+
+FOREIGN = "this token may not have every image of the instance"
+
+
+class TenantDisks:
+    """Asks for the caller's right, then the disks; satisfies ``api.services.DiskService``."""
+
+    def __init__(self, parts: Parts, *, disks: Disks, access: Access, creation: Creation) -> None:
+        self._catalog = parts.catalog
+        self._disks = disks
+        self._access = access
+        self._creation = creation
+
+    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Create the disk, waiting for its base; the flag tells whether it was made now.
+
+        Raises:
+            DiskConflictError: a disk of another specification has the name.
+            ProblemError: whatever else keeps it from being made; nothing is left behind.
+
+        """
+        try:
+            return await self._disks.create(key, spec, caller)
+        except DiskConflictError as error:
+            raise await self._told(error, key, caller) from None
+
+    async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
+        """Start to create the disk; it is ``pending`` in the answer unless it is there already.
+
+        Raises:
+            DiskConflictError: a disk of another specification has the name.
+
+        """
+        try:
+            return await self._disks.begin(key, spec, caller)
+        except DiskConflictError as error:
+            raise await self._told(error, key, caller) from None
+
+    async def show(self, key: DiskKey, caller: Caller) -> DiskView:
+        """Give the disk.
+
+        Raises:
+            DiskNotFoundError: the instance has no disk of this name, or none for the caller.
+
+        """
+        if not await self._may(key.instance_id, caller):
+            raise DiskNotFoundError(f"instance {key.instance_id} has no disk {key.name}")
+        return await self._disks.show(key)
+
+    async def delete(self, key: DiskKey, caller: Caller) -> None:
+        """Remove the disk, and stop its creation.
+
+        Raises:
+            OperatorOnlyError: the caller may not see the instance.
+
+        """
+        await self._refuse_foreign(key.instance_id, caller)
+        await self._disks.delete(key)
+
+    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
+        """Give every instance that the caller may see, with its disks."""
+        found = await self._disks.instances()
+        if caller.token is None:
+            return found
+        images = {instance_id: await self._images(instance_id) for instance_id in found}
+        allowed = await self._access.allowed(frozenset().union(*images.values()), caller)
+        return {each: disks for each, disks in found.items() if images[each] <= allowed}
+
+    async def instance(self, instance_id: InstanceId, caller: Caller) -> Sequence[DiskView]:
+        """Give the disks of the instance.
+
+        Raises:
+            InstanceNotFoundError: it has none, or none for the caller.
+
+        """
+        if not await self._may(instance_id, caller):
+            raise InstanceNotFoundError(f"instance {instance_id} has no disks here")
+        return await self._disks.instance(instance_id)
+
+    async def delete_instance(self, instance_id: InstanceId, caller: Caller) -> None:
+        """Remove all disks of the instance, those that are being created too.
+
+        Raises:
+            OperatorOnlyError: the caller may not see the instance.
+
+        """
+        await self._refuse_foreign(instance_id, caller)
+        await self._disks.delete_instance(instance_id)
+
+    async def _refuse_foreign(self, instance_id: InstanceId, caller: Caller) -> None:
+        # To say that it is removed would be a lie by which a scheduler loses a disk.
+        if not await self._may(instance_id, caller):
+            raise OperatorOnlyError(f"{FOREIGN}; it can be removed without a token")
+
+    async def _may(self, instance_id: InstanceId, caller: Caller) -> bool:
+        if caller.token is None:
+            return True
+        images = await self._images(instance_id)
+        return images == await self._access.allowed(images, caller)
+
+    async def _images(self, instance_id: InstanceId) -> frozenset[ImageId]:
+        """Give the images of the instance's disks, of those that are being made as well."""
+        disks = await self._catalog.disks_of_instance(instance_id)
+        there = [disk.image_id for disk in disks]
+        wanted = self._creation.wanted().items()
+        coming = [spec.image_id for key, spec in wanted if key.instance_id == instance_id]
+        return frozenset(image_id for image_id in (*there, *coming) if image_id is not None)
+
+    async def _told(
+        self, error: DiskConflictError, key: DiskKey, caller: Caller
+    ) -> DiskConflictError:
+        """Keep from the caller what the disk is, unless it may see the instance."""
+        if await self._may(key.instance_id, caller):
+            return error
+        return DiskConflictError(f"{FOREIGN}, which has a disk of this name", {})
