@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import HostUnavailableError, ProblemError
+from cacheagent.backends.store import Store
+from cacheagent.errors import ConfigError, HostUnavailableError, ProblemError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, ImageId
-from cacheagent.policy.layout import unfinished
+from cacheagent.policy.layout import Layout, unfinished
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
 
@@ -148,6 +149,27 @@ async def test_name_of_a_disk_is_taken(
     error = await refusal(rig.disks.create(KEY, spec, NOBODY))
     assert (None if error is None else error.word) == ("disk-conflict" if finished else None)
     assert os.path.lexists(path) == finished
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize("plant", [link, pipe])
+@pytest.mark.parametrize(
+    "name", ["lock", "spare", "catalog.db", "catalog.db-wal", "catalog.db-shm"]
+)
+async def test_name_in_the_state_folder_is_taken(
+    tmp_path: Path, outside: Path, plant: Callable[[Path, Path], None], name: str
+) -> None:
+    """The agent does not start on a state folder in which a link leads elsewhere."""
+    before = state(outside)
+    layout = Layout(state_dir=tmp_path / "planted", instances_dir=tmp_path / "instances")
+    layout.state_dir.mkdir()
+    plant(layout.state_dir / name, outside)
+    store = Store(layout, group=None, disk_mode=0o660)
+    try:
+        with pytest.raises(ConfigError, match=name):
+            await store.open()
+    finally:
+        await store.close()
     assert state(outside) == before
 
 

@@ -20,7 +20,7 @@ from cacheagent.backends.store.disks import DiskFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.backends.store.reread import Rereading
-from cacheagent.errors import StateDirBusyError
+from cacheagent.errors import ConfigError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import unfinished
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -89,6 +89,7 @@ class Store:
 
         Raises:
             StateDirBusyError: another agent holds it.
+            ConfigError: a link, or another thing that is no file, has the name of a file of ours.
 
         """
         await self.run(self._open)
@@ -106,6 +107,9 @@ class Store:
         ):
             if files.make_folder(folder, self._group):
                 files.sync_folder(folder.parent)
+        for path in (layout.lock, layout.spare, *_database(layout.catalog)):
+            if os.path.lexists(path) and not files.is_regular(path):
+                raise ConfigError(f"storage.state_dir: {path} is no regular file")
         fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -313,6 +317,11 @@ class Store:
     async def remove(self, paths: Iterable[Path]) -> None:
         """Remove files of ours that a plan names."""
         await self.run(_remove_all, tuple(paths))
+
+
+def _database(path: Path) -> tuple[Path, ...]:
+    """Give the files of a database of SQLite, which follows links."""
+    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
 
 
 def _remove_all(paths: Iterable[Path]) -> None:
