@@ -320,9 +320,9 @@ async def test_file_system_without_direct_io_is_read_all_the_same(
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    def opening(path: Path, flags: int) -> int:
+    def opening(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         refuse(flags)
-        return really_open(path, flags)
+        return really_open(path, flags, mode, dir_fd=dir_fd)
 
     def read(fd: int, buffers: list[memoryview], offset: int) -> int:
         refuse(fcntl.fcntl(fd, fcntl.F_GETFL))
