@@ -106,10 +106,21 @@ def test_what_the_status_page_asks_for_is_told() -> None:
     assert told == re.findall(r'"(v1/\w+)"', page) != []
 
 
-def test_the_tests_that_are_named_exist() -> None:
-    """What is said to show an invariant is there to be run."""
-    named = set(re.findall(r"`(tests/[\w/]+\.py)`", ARCHITECTURE))
-    assert {path for path in named if not (ROOT / path).is_file()} == set()
-    functions = set(re.findall(r"`(test_\w+)`", ARCHITECTURE))
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "docs/threat-model.md"])
+def test_the_tests_that_are_named_exist(name: str) -> None:
+    """What is said to show an invariant, or a protection, is there to be run."""
+    text = (ROOT / name).read_text()
+    named = set(re.findall(r"`(tests/[\w/]+(?:\.py|/))`", text))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    functions = set(re.findall(r"`(test_\w+)`", text))
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert functions - set(re.findall(r"def (test_\w+)", sources)) == set()
+
+
+def test_each_protection_stands_in_the_code() -> None:
+    """The threat model names the module of each protection, and it is there."""
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs/threat-model.md").read_text()))
+    ours = {
+        name for name in named if not name.startswith(("tests/", "systemd/", "ingest/", "bases/"))
+    }
+    assert {name for name in ours if not (PACKAGE / name).exists()} == set()
