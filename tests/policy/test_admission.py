@@ -17,7 +17,10 @@ from cacheagent.policy.admission import (
     admit_alias,
     admit_content,
     admit_description,
+    admit_inside,
     admit_opened,
+    admit_virtual_size,
+    as_inspected,
     conversion_room,
     needs_conversion,
     room_needed,
@@ -197,6 +200,21 @@ def test_what_qemu_img_sees_is_judged_again(changes: dict[str, object], reason: 
     }
     admit_opened(**sane, rules=RULES)  # type: ignore[arg-type]
     assert refused(admit_opened, **{**sane, **changes}, rules=RULES) == reason
+
+
+def test_a_later_look_finds_no_larger_disk_than_there_is_room_for() -> None:
+    """Room is set aside for the disk that was inspected; qemu-img may round it up to a sector."""
+    rules = as_inspected(RULES, 1000)
+    assert rules.max_virtual_size == 1024
+    assert refused(admit_virtual_size, 1536, rules) == "virtual-size"
+    assert as_inspected(RULES, 1 << 50).max_virtual_size == RULES.max_virtual_size
+
+
+def test_a_disk_in_an_image_is_judged_as_a_raw_image_is() -> None:
+    """What a converted image has become is plain data to whoever looks for a format."""
+    admit_inside(frozenset())
+    admit_inside(frozenset({"vhd-fixed"}))
+    assert refused(admit_inside, frozenset({"qcow2"})) == "nested-format"
 
 
 def test_content_that_is_here_has_to_suit_the_other_image_as_well() -> None:

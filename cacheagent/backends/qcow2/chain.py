@@ -129,12 +129,10 @@ class Chains:
     def _step(self, path: str, head: Head) -> _Step:
         if head.backing is None:
             return _Step(bases=head.mentioned) if head.mentioned else _NOWHERE
-        try:
-            names = file_names(head.backing)
-        except ValueError:
-            doubt = Doubt(path=Path(path), why="has a backing file whose name cannot be read")
-            return _Step(bases=mentioned_bases(head.backing), doubt=doubt)
-        bases = {base for text in names.loose for base in mentioned_bases(text)}
+        names = file_names(head.backing)
+        # Of a name with options, also what nobody can read: somebody may mend it.
+        texts = (*names.loose, head.backing) if names.options else names.loose
+        bases = {base for text in texts for base in mentioned_bases(text)}
         files = []
         for candidate in _candidates(path, names):
             base = self._bases.name_of(candidate)

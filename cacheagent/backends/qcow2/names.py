@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 _PROTOCOL = re.compile(r"[^:/]*:")
 _FILE = "file:"
 _JSON = "json:"
+# What QEMU takes for a string: in quotes of either kind, where a backslash may precede any of them
+# (``qobject/json-lexer.c``). One that a colon follows is a key.
+_STRING = re.compile(
+    r"""(?:"((?:[^"\\]|\\.?)*)(?:"|\Z)|'((?:[^'\\]|\\.?)*)(?:'|\Z))(\s*:)?""", re.DOTALL
+)
+_QUOTE = re.compile(r"""\\.|["]""", re.DOTALL)
+_AS_IN_JSON = {"\\'": "'", '"': '\\"'}
 _FORMATS = tuple(str(disk_format) for disk_format in DiskFormat)
 _BASE = re.compile(
     rf"((?:{'|'.join(f'{name}-[0-9a-f]{{{n}}}' for name, n in DIGEST_LENGTHS.items())}))"
@@ -37,20 +44,21 @@ class FileNames:
     ``paths`` are absolute, or relative to the folder of the file that bears the name. ``loose``
     is text whose file cannot be told: a path relative to the working folder of whoever opens it,
     any other value within ``json:``, or a name of another protocol. Neither holds what can be no
-    name of a file.
+    name of a file. ``options`` tells of a ``json:`` name.
     """
 
     paths: tuple[str, ...]
     loose: tuple[str, ...]
+    options: bool
 
 
 def file_names(name: str) -> FileNames:
     """Take the name of a file apart.
 
     A ``json:`` name has options at any depth, and QEMU spells the name of the file in several
-    ways (``file.filename``, ``filename`` within ``file``): every text in it counts.
-
-    Raises: ``ValueError`` for a ``json:`` name that is no JSON: it may mean any file.
+    ways (``file.filename``, ``filename`` within ``file``): every text in it counts. In one that
+    cannot be read as a whole, all that may be a string to QEMU is such a text: no name that QEMU
+    can read has a file which is not among these.
     """
     paths: list[str] = []
     loose: list[str] = []
@@ -63,7 +71,11 @@ def file_names(name: str) -> FileNames:
             paths.append(text.removeprefix(_FILE))
         else:
             loose.append(text.removeprefix(_FILE))
-    return FileNames(paths=tuple(dict.fromkeys(paths)), loose=tuple(dict.fromkeys(loose)))
+    return FileNames(
+        paths=tuple(dict.fromkeys(paths)),
+        loose=tuple(dict.fromkeys(loose)),
+        options=name.startswith(_JSON),
+    )
 
 
 def mentioned_bases(text: str) -> frozenset[str]:
@@ -97,10 +109,20 @@ def _texts(name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _values(name: str) -> list[object]:
+    text = name.removeprefix(_JSON)
     try:
-        return [json.loads(name.removeprefix(_JSON))]
+        return [json.loads(text)]
     except (ValueError, RecursionError):
-        raise ValueError("is a json: name that cannot be read") from None
+        return [_unquoted(found) for found in _STRING.finditer(text) if not found[3]]
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    text = found[1] or found[2] or ""
+    as_in_json = _QUOTE.sub(lambda quote: _AS_IN_JSON.get(quote[0], quote[0]), text)
+    try:
+        return str(json.loads(f'"{as_in_json}"', strict=False))
+    except ValueError:
+        return text  # QEMU does not read it either
 
 
 def _can_be_a_name(text: str) -> bool:

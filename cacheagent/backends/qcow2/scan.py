@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.qcow2.chain import BasesFolder, Chains, Doubt
+from cacheagent.backends.qcow2.declared import is_raw
 from cacheagent.backends.qcow2.heads import Heads
 from cacheagent.backends.qcow2.names import file_names, mentioned_bases
-from cacheagent.model import DiskFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cacheagent.backends.qcow2.heads import Head
-
-_RAW = f".{DiskFormat.RAW}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,8 @@ class OverlayScanner:
         without its file system. A file or a folder that goes meanwhile is none.
 
         A file that calls itself qcow2 and is broken is an overlay of the bases whose names stand
-        in its first MiB: QEMU cannot open it, but somebody may mend it.
+        in its first MiB: QEMU cannot open it, but somebody may mend it. A file that the host
+        itself calls raw may keep bases by what it begins with, and is never a reason for doubt.
         """
         with self._scanning:
             self._heads.next_scan()
@@ -72,17 +71,12 @@ def bases_named(bases: Path, names: Iterable[str]) -> frozenset[str]:
     """Give the names of all files in the folder ``bases`` that these names of files may mean.
 
     For names that QEMU gives of what it has open, where each file of a chain has one: no file is
-    read, links are resolved. For threads. A ``json:`` name that cannot be read means the bases
-    whose names stand in it.
+    read, links are resolved. For threads.
     """
     folder = BasesFolder(bases)
     found: set[str] = set()
     for name in names:
-        try:
-            known = file_names(name)
-        except ValueError:
-            found |= mentioned_bases(name)
-            continue
+        known = file_names(name)
         # Where QEMU's working folder is, nobody knows here.
         loose = (*known.loose, *(path for path in known.paths if not path.startswith("/")))
         found.update(base for text in loose for base in mentioned_bases(text))
@@ -166,11 +160,11 @@ class _Walk:
         behind = self._chains.behind(path, head)
         for base in behind.bases:
             self._users.setdefault(base, []).append(Path(path))
-        # A raw disk is a guest's from its first byte on. What the guest makes it look like may
-        # keep the bases that it names, and not the whole cache.
-        if not path.endswith(_RAW):
+        if behind.doubts and not is_raw(path):
             for doubt in behind.doubts:
-                self._doubt(doubt)
+                # The same one for all overlays that lead to it; the first of them is an example.
+                named = f"{doubt.why}; {path} leads to it"
+                self._doubts.setdefault((doubt.path, doubt.why), Doubt(path=doubt.path, why=named))
 
     def _unreadable(self, path: str, error: OSError) -> None:
         self._doubt(Doubt(path=Path(path), why=f"cannot be read: {error.strerror}"))

@@ -177,11 +177,10 @@ def test_intermediate_that_cannot_be_read_is_a_doubt(
 ) -> None:
     """A file in the middle of a chain that is there and closed to us may lead to any base."""
     middle = write_overlay(host.folder / "closed", host.one)
-    host.overlay("a/disk", middle)
+    disk = host.overlay("a/disk", middle)
     _forbid(monkeypatch, "open", middle)
-    assert host.doubtful() == [
-        (middle, "is a backing file and cannot be read: Permission denied"),
-    ]
+    why = f"is a backing file and cannot be read: Permission denied; {disk} leads to it"
+    assert host.doubtful() == [(middle, why)]
 
 
 def test_missing_intermediate_is_a_doubt_on_no_volume(host: Host) -> None:
@@ -198,12 +197,13 @@ def test_missing_intermediate_is_a_doubt_on_no_volume(host: Host) -> None:
     assert host.doubtful() == []
 
 
-def test_name_that_cannot_be_read_is_a_doubt(host: Host) -> None:
-    """A broken ``json:`` name may mean any base; those whose names stand in it are users too."""
-    path = host.overlay("a/disk", f'json:{{"filename": "{host.one}"')
-    found = host.scan()
-    assert found.users == {ONE: (path,)}
-    assert [doubt.path for doubt in found.doubts] == [path]
+@pytest.mark.parametrize(
+    "name", ['json:{{"filename": "{one}"', "json:{one}", "json:{{'file.filename': '{one}'}}"]
+)
+def test_name_that_qemu_cannot_read_keeps_what_it_names(host: Host, name: str) -> None:
+    """A broken ``json:`` name leads nowhere, and keeps the bases whose names stand in it."""
+    path = host.overlay("a/disk", name.format(one=host.one))
+    assert host.users() == {ONE: {path}}
 
 
 def test_raw_disk_is_no_doubt(host: Host) -> None:
@@ -215,6 +215,46 @@ def test_raw_disk_is_no_doubt(host: Host) -> None:
     assert [path for path, _ in host.doubtful()] == [host.folder / "unmounted" / "x"]
     disk.unlink()
     assert host.doubtful() == []
+
+
+def test_disk_that_nova_calls_raw_is_no_doubt(host: Host) -> None:
+    """Nova writes down the format by which QEMU opens each disk; that of no other file counts."""
+    disk = host.overlay("guest/disk", host.folder / "unmounted" / "x")
+    told = disk.with_name("disk.info")
+    told.write_text(json.dumps({str(disk): "raw"}))
+    assert host.users() == {}
+    (host.folder / "link").symlink_to(host.instances)
+    told.write_text(json.dumps({f"{host.folder}/link/guest/disk": "raw"}))
+    assert host.users() == {}
+    write_overlay(disk, host.one)
+    assert host.users() == {ONE: {disk}}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"DISK": "qcow2"}',
+        '{"DISK.eph0": "raw"}',
+        '{"/elsewhere/disk": "raw"}',
+        '{"DISK": ["raw"]}',
+        '["DISK"]',
+        '{"DISK": "raw"',
+        "[" * 5000,
+    ],
+)
+def test_nova_has_to_say_it_of_this_disk(host: Host, told: str) -> None:
+    """What cannot be read, or says it of another file, removes no doubt."""
+    disk = host.overlay("guest/disk", host.folder / "unmounted" / "x")
+    disk.with_name("disk.info").write_text(told.replace("DISK", str(disk)))
+    assert [path for path, _ in host.doubtful()] == [host.folder / "unmounted" / "x"]
+
+
+def test_doubt_names_an_overlay_that_leads_to_it(host: Host) -> None:
+    """Of many overlays with one missing file, the operator is told one, and where it lies."""
+    for number in range(3):
+        host.overlay(f"{number}/disk", host.folder / "unmounted" / "x")
+    ((_, why),) = host.doubtful()
+    assert any(f"; {host.instances}/{number}/disk leads to it" in why for number in range(3))
 
 
 def test_garbage_keeps_what_it_names(host: Host) -> None:
