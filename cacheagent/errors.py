@@ -72,11 +72,13 @@ class CatalogError(CacheAgentError):
 class QemuImgError(CacheAgentError):
     """A qemu-img command failed or was stopped by a limit; the message is its last words.
 
-    ``no_space`` tells that the file system was full, or the quota used up.
+    ``no_space`` tells that the file system was full, or the quota used up, ``at_limit`` that it
+    was stopped by a limit of ours.
     """
 
-    def __init__(self, message: str, *, no_space: bool = False) -> None:
+    def __init__(self, message: str, *, no_space: bool = False, at_limit: bool = False) -> None:
         self.no_space = no_space
+        self.at_limit = at_limit
         super().__init__(message)
 
 

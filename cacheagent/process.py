@@ -99,6 +99,11 @@ class Completed:
         return complaint or f"ended with status {self.returncode}"
 
     @property
+    def at_limit(self) -> bool:
+        """Whether one of its limits stopped it."""
+        return self._found_no_memory or -self.returncode in _LIMIT_SIGNALS
+
+    @property
     def _found_no_memory(self) -> bool:
         # QEMU and GLib complain, and then abort.
         aborted = self.returncode < 0 and "failed to allocate" in self.stderr

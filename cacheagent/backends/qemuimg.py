@@ -323,4 +323,6 @@ def _name(path: Path) -> str:
 
 def _error(command: str, completed: Completed) -> QemuImgError:
     words = completed.last_words.removeprefix("qemu-img: ")
-    return QemuImgError(f"qemu-img {command}: {words}", no_space=completed.no_space)
+    return QemuImgError(
+        f"qemu-img {command}: {words}", no_space=completed.no_space, at_limit=completed.at_limit
+    )

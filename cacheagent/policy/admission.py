@@ -44,14 +44,15 @@ inspector-failed            the inspector of its format understood it
 virtual-size-unknown        its header tells the size of its disk
 nested-format               the disk in it is not itself an image of another format
 conversion                  ``qemu-img`` finds it sound, and can convert it
+limits                      with the CPU time and the memory of ``[qemu]`` (CVE-2015-5162)
 signature-missing           where ``images.verify_signatures`` asks for it: it is signed
 signature-certificate       by a key whose certificate is known, valid now, and trusted
 signature-invalid           and the signature holds for all its bytes
 ==========================  ==================================================================
 
 Those from ``backing-file`` to ``virtual-size-unknown`` are rules that ``Failure.rule`` names; a
-later oslo.utils may add more of them. ``conversion`` is raised by who runs qemu-img, the last three
-by who checks signatures.
+later oslo.utils may add more of them. ``conversion`` and ``limits`` are raised by who runs
+qemu-img, the last three by who checks signatures.
 """
 
 from __future__ import annotations

@@ -262,7 +262,8 @@ class Ingest:
         except QemuImgError as error:
             if error.no_space:
                 raise
-            raise ImageUnacceptableError("conversion", str(error)) from error
+            reason = "limits" if error.at_limit else "conversion"
+            raise ImageUnacceptableError(reason, str(error)) from error
         return target, target_format
 
     async def _describe(

@@ -26,7 +26,7 @@ async def look_again(
 
     Raises:
         ImageUnacceptableError: what it says breaks a rule.
-        QemuImgError: it cannot open the file.
+        QemuImgError: it cannot open the file, or a limit stopped it.
 
     """
     info = await qemu.info(path, source_format)
@@ -41,6 +41,8 @@ async def look_again(
     try:
         await qemu.check(path, source_format)
     except QemuImgError as error:
+        if error.at_limit:
+            raise
         raise ImageUnacceptableError("corrupt", f"the image is damaged: {error}") from error
     return info.virtual_size
 

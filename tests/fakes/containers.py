@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAMESPACE = "http://schemas.dmtf.org/ovf/envelope/1"
 
 COMPRESS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
-    "gzip": gzip.compress,
+    "gzip": partial(gzip.compress, mtime=0),  # else two of one content differ
     "xz": lzma.compress,
     "bzip2": bz2.compress,
     "zstd": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1}),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MIB = 1 << 20
+gzipped = partial(gzip.compress, mtime=0)
 BLOCK = 512
 ANOTHER_DISK = '<Disk ovf:diskId="b" ovf:fileRef="file1" ovf:capacity="1"/>'
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -163,7 +164,7 @@ ARCHIVES: Final = (
     _archive("two MiB of nothing behind its end", "archive", lambda: good() + bytes(2 * MIB)),
     _archive("no archive", "archive", content),
     _archive("a disk in place of an archive", "archive", vmdk),
-    _archive("compressed", "archive", lambda: gzip.compress(good())),
+    _archive("compressed", "archive", lambda: gzipped(good())),
     _archive("two disks", "ovf", partial(said, more=ANOTHER_DISK)),
     _archive("a disk upon another", "ovf", partial(said, disk='ovf:parentRef="x"')),
     _archive("a disk elsewhere", "ovf", partial(said, href="http://127.0.0.1/disk.vmdk")),
@@ -216,15 +217,15 @@ STREAMS: Final = (
     ),
     _stream("a wrong sum", "compression", lambda: _gzip()[:-8] + b"12345678"),
     _stream("only a magic", "compression", lambda: b"\x1f\x8b\x08"),
-    _stream("of nothing", "empty", lambda: gzip.compress(b"")),
-    _stream("a hundred thousand streams", "compression", lambda: gzip.compress(b"") * 100_000),
+    _stream("of nothing", "empty", lambda: gzipped(b"")),
+    _stream("a hundred thousand streams", "compression", lambda: gzipped(b"") * 100_000),
     _stream("a window of 2 GiB", "compression", lambda: bytes.fromhex("28b52ffd00a8010000")),
     _stream("not compressed", "compression", content),
     _stream("a zip", "compression", lambda: b"PK\x03\x04".ljust(BLOCK)),
     _stream("an lz4", "compression", lambda: bytes.fromhex("04224d18").ljust(BLOCK)),
-    _stream("an archive inside", "nested-container", lambda: gzip.compress(good()), "vmdk"),
+    _stream("an archive inside", "nested-container", lambda: gzipped(good()), "vmdk"),
     _stream("a qcow2 that claims to be raw", "format-mismatch",
-            lambda: gzip.compress(made("qcow2"))),
+            lambda: gzipped(made("qcow2"))),
     _stream("a raw disk that claims to be a qcow2", "format-mismatch", _gzip, "qcow2"),
 )  # fmt: skip
 
