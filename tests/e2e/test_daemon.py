@@ -225,3 +225,22 @@ async def test_socket_of_the_service_manager_is_used(stopped: Agent) -> None:
         finally:
             await stopped.close()
     assert stopped.api_socket.is_socket()
+
+
+async def test_whoever_connects_during_a_restart_is_answered_after_it(stopped: Agent) -> None:
+    """With a socket of the service manager's nobody is refused while no daemon runs."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(stopped.api_socket))
+        listener.listen()
+        stopped.launcher = (sys.executable, "-c", HAND_OVER, str(listener.fileno()))
+        stopped.descriptors = (listener.fileno(),)
+        await stopped.start()
+        try:
+            assert await stopped.stop() == 0
+            reader, writer = await asyncio.open_unix_connection(str(stopped.api_socket))
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+            await stopped.start()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+        finally:
+            await stopped.close()
