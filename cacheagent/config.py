@@ -69,6 +69,7 @@ RELOADABLE = frozenset(
         "eviction.min_free",
         "eviction.min_keep",
         "glance.access_ttl",
+        "glance.failure_ttl",
         "glance.revalidate_interval",
         "images.allowed_formats",
         "images.base_format",
@@ -176,6 +177,7 @@ class GlanceConfig(_Section):
     bandwidth_limit: PositiveSize | None = None
     revalidate_interval: Duration = 3600.0
     access_ttl: Duration = 60.0
+    failure_ttl: Duration = 5.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

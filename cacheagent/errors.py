@@ -47,7 +47,7 @@ translate foreign errors into these at their edge.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -104,6 +104,12 @@ class ProblemError(CacheAgentError):
     def members(self) -> Mapping[str, object]:
         """Give the members beside type, title, status and detail; values are JSON."""
         return {}
+
+    def __copy__(self) -> Self:
+        """Give the same refusal without traceback and cause, which keep alive what they saw."""
+        made = type(self).__new__(type(self), *self.args)
+        made.__dict__.update(self.__dict__)
+        return made
 
     def add(self, words: str) -> None:
         """Add to the detail what its cause could not know."""

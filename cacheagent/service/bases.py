@@ -7,7 +7,7 @@ import contextlib
 import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,6 +29,7 @@ from cacheagent.policy.trust import Lack
 from cacheagent.policy.verification import has_right_length, is_as_it_came
 from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
+from cacheagent.service.failures import Failures
 from cacheagent.service.meter import Meter
 from cacheagent.service.publishing import Publishing
 from cacheagent.service.renewal import Renewal
@@ -43,11 +44,9 @@ if TYPE_CHECKING:
 
     from cacheagent.model import BaseId, Caller, ImageId, Progress
     from cacheagent.service.access import Access
+    from cacheagent.service.failures import Failure
     from cacheagent.service.ingest import Ingest, Made
     from cacheagent.service.parts import Parts
-
-FAILURES = 1000
-"""Failures that are remembered for those who ask later; the oldest goes first."""
 
 PERSONAL = (UnauthenticatedError, ImageForbiddenError, ImageNotFoundError)
 """Refusals that hold for the caller whose token was used, and for nobody else."""
@@ -72,18 +71,6 @@ class Ensured:
     image: GlanceImage
     result: CacheResult
     lease_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An ingest that came to nothing: of which image, why, and when.
-
-    Only the words of the error are kept: its traceback would keep the buffers of the download.
-    """
-
-    image: GlanceImage
-    why: str
-    at: datetime
 
 
 class PersonalError(Exception):
@@ -112,7 +99,7 @@ class Bases:
         self._access = access
         self._flights: SingleFlight[ImageId, Ensured | None] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
-        self._failures: dict[ImageId, Failure] = {}
+        self._failures = Failures(parts)
         self._waiting: Counter[ImageId] = Counter()
         self._stopping = False
         self.trust = Trust(parts)
@@ -159,6 +146,7 @@ class Bases:
     async def _leased(self, image_id: ImageId, caller: Caller, holder: str) -> Ensured:
         result = CacheResult.HIT
         while (found := await self._lease(image_id, holder)) is None:
+            self._failures.refuse(image_id)
             try:
                 brought, joined = await self._flights.run(
                     image_id, lambda: self._bring_logged(image_id, caller)
@@ -229,7 +217,7 @@ class Bases:
 
     def failures(self) -> Mapping[ImageId, Failure]:
         """Give the images whose last ingest failed, if nothing better came since."""
-        return self._failures
+        return self._failures.known
 
     async def forget(self, image_id: ImageId) -> None:
         """Forget an image that has no base: its intent, its failure, and what came of it.
@@ -242,7 +230,7 @@ class Bases:
     async def _forget(self, image_id: ImageId) -> None:
         await self._store.discard_ingest(image_id)
         await self._catalog.forget_image(image_id)
-        self._failures.pop(image_id, None)
+        self._failures.forget(image_id)
 
     async def announce(self, image_id: ImageId, caller: Caller) -> None:
         """Write down the intent to bring the image, so that it shows as coming.
@@ -252,6 +240,7 @@ class Bases:
 
         """
         await self._access.check(image_id, caller)
+        self._failures.refuse(image_id)
         await self._describe(image_id, caller)
 
     async def stop(self) -> None:
@@ -282,7 +271,7 @@ class Bases:
     async def _bring(self, image_id: ImageId, caller: Caller) -> Ensured:
         """Run once for all who want the image, and keep the books about how it ends."""
         meter = self._meters[image_id] = Meter(self._clock)
-        self._failures.pop(image_id, None)
+        self._failures.forget(image_id)
         reason, why = "cancelled", UNWANTED
         try:
             async with told(self._events, image_id, meter):
@@ -290,6 +279,7 @@ class Bases:
             reason = ""
         except ProblemError as error:
             reason, why = error.word, str(error)
+            self._failures.note(image_id, error)
             await self._give_up(image_id, error)
             if isinstance(error, PERSONAL):
                 raise PersonalError(error, caller.token) from error
@@ -297,7 +287,7 @@ class Bases:
         except asyncio.CancelledError:
             if await self.ready(image_id) is not None:
                 # It was published while its last waiter left.
-                self._failures.pop(image_id, None)
+                self._failures.forget(image_id)
                 reason = ""
             elif not self._stopping:
                 # Nobody wants it any more; what has come stays for whoever asks again.
@@ -323,13 +313,13 @@ class Bases:
             return await self._room.retrying(lambda: self._bring_in(image, caller, meter))
         except ProblemError as error:
             if not isinstance(error, PERSONAL):
-                self._remember(image, str(error))
+                self._failures.remember(image, str(error))
             raise
         except Exception:
-            self._remember(image, BROKEN)
+            self._failures.remember(image, BROKEN)
             raise
         except asyncio.CancelledError:
-            self._remember(image, UNWANTED)
+            self._failures.remember(image, UNWANTED)
             raise
 
     async def _inspected_again(self, image_id: ImageId, caller: Caller) -> Ensured | None:
@@ -381,12 +371,6 @@ class Bases:
         admission.admit_description(image, self._rules())
         await self._room.retrying(lambda: self._catalog.intend_image(image, self._now()))
         return image
-
-    def _remember(self, image: GlanceImage, why: str) -> None:
-        """Keep the failure for those who ask later."""
-        while len(self._failures) >= FAILURES:
-            del self._failures[next(iter(self._failures))]
-        self._failures[image.image_id] = Failure(image, why, self._now())
 
     async def _give_up(self, image_id: ImageId, error: ProblemError) -> None:
         """Forget an ingest that no retry can save; what a retry can save stays resumable."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Base, Caller, ImageId
     from cacheagent.service.access import Access
-    from cacheagent.service.bases import Bases, Failure
+    from cacheagent.service.bases import Bases
     from cacheagent.service.eviction import Evictions
+    from cacheagent.service.failures import Failure
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
 

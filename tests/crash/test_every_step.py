@@ -43,7 +43,7 @@ QUIET: dict[str, dict[str, object]] = {
         "min_age": 0,
         "interval": 600,
     },
-    "glance": {"revalidate_interval": 0},
+    "glance": {"revalidate_interval": 0, "failure_ttl": 0},
     "log": {"format": "json"},
     "scrub": {"interval": 0},
 }

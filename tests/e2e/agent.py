@@ -286,8 +286,12 @@ def bearing(token: str | None) -> dict[str, str]:
 
 
 def without_keystone(url: str, **sections: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
-    """Give the settings for an image service at ``url`` that asks for no token."""
-    glance = {"auth": "none", "endpoint": url, **sections.pop("glance", {})}
+    """Give the settings for an image service at ``url`` that asks for no token.
+
+    No failure is remembered, so that a test need not wait before it asks again.
+    """
+    known = {"auth": "none", "endpoint": url, "failure_ttl": 0}
+    glance = {**known, **sections.pop("glance", {})}
     return {"glance": glance, **sections}
 
 

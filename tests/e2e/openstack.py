@@ -28,7 +28,7 @@ async def agent_in(
     cloud: Cloud, glance: Mapping[str, object] | None = None, **sections: Mapping[str, object]
 ) -> AsyncIterator[Agent]:
     """Run a daemon as the user ``cacheagent``; ``glance`` and ``sections`` are more settings."""
-    settings = {"glance": {"cloud": "cacheagent", **(glance or {})}, **sections}
+    settings = {"glance": {"cloud": "cacheagent", "failure_ttl": 0, **(glance or {})}, **sections}
     environment = {"OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml)}
     async with agent_on(settings, environment) as running:
         yield running

@@ -96,9 +96,17 @@ class Rig:
 async def rig_on(folder: Path, url: str, **sections: dict[str, Any]) -> AsyncIterator[Rig]:
     """Give a rig whose state lies in ``folder``, and whose image service is at ``url``.
 
-    It repeats no request that fails. ``sections`` are those of a configuration.
+    It repeats no request that fails, and remembers no failure. ``sections`` are those of a
+    configuration.
     """
-    config = parse_config({"eviction": {"min_free": 0}, "storage": _storage(folder), **sections})
+    config = parse_config(
+        {
+            "eviction": {"min_free": 0},
+            "glance": {"failure_ttl": 0},
+            "storage": _storage(folder),
+            **sections,
+        }
+    )
     async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
         clock = Clock()
         rig = _wired(await _parts(stack, config, url, clock, Background(group)), clock)
