@@ -180,6 +180,19 @@ def test_a_fixed_vhd_is_known_by_its_footer() -> None:
     assert result.virtual_size == 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("header_at", "entries"), [(2 << 20, 1), (512, 9 << 20)], ids=["far away", "huge table"]
+)
+def test_a_vhd_whose_tables_no_writer_puts_there_is_refused(header_at: int, entries: int) -> None:
+    """Its header stands at the beginning, and its table is not larger than QEMU would read."""
+    footer = images.vhd_footer(1 << 20, kind=3)
+    head = footer[:16] + struct.pack(">Q", header_at) + footer[24:]
+    dynamic = struct.pack(">8sQQIII", b"cxsparse", 2**64 - 1, 1536, 1 << 16, entries, 1 << 21)
+    content = head + dynamic.ljust(HEAD_LENGTH - len(head), b"\0")
+    found = examine(content, footer, 64 << 20)
+    assert [failure.rule for failure in found.failures] == ["header"]
+
+
 def test_a_dynamic_vhd_has_the_largest_size_that_it_states() -> None:
     """QEMU takes one of three sizes, depending on who made the file; the largest is limited."""
     footer = images.vhd_footer(1 << 20, kind=3, current=1 << 50)
