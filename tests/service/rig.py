@@ -35,6 +35,7 @@ from cacheagent.service.reconcile import Reconcile
 from cacheagent.service.repair import Repair
 from cacheagent.service.room import Room
 from cacheagent.service.use import Use
+from cacheagent.sync.backoff import Backoff
 from tests.fakes.sandboxes import RLIMITS
 
 if TYPE_CHECKING:
@@ -96,13 +97,14 @@ class Rig:
 async def rig_on(folder: Path, url: str, **sections: dict[str, Any]) -> AsyncIterator[Rig]:
     """Give a rig whose state lies in ``folder``, and whose image service is at ``url``.
 
-    It repeats no request that fails, and remembers no failure. ``sections`` are those of a
-    configuration.
+    ``sections`` are those of a configuration. If they do not say otherwise it repeats no request
+    that fails, and remembers no failure; it waits for nothing before it repeats one.
     """
+    glance = {"retries": 0, "failure_ttl": 0, **sections.pop("glance", {})}
     config = parse_config(
         {
             "eviction": {"min_free": 0},
-            "glance": {"failure_ttl": 0},
+            "glance": glance,
             "storage": _storage(folder),
             **sections,
         }
@@ -138,7 +140,7 @@ async def _parts(
     return Parts(
         catalog=catalog,
         store=store,
-        glance=await stack.enter_async_context(Glance(GlanceSettings(retries=0), NoIdentity(url))),
+        glance=await stack.enter_async_context(_glance(config, url)),
         qemu=QemuImg(
             QemuImgSettings(
                 binary=config.qemu.qemu_img,
@@ -157,6 +159,16 @@ async def _parts(
         now=clock.time,
         events=Events(clock.time),
     )
+
+
+def _glance(config: Config, url: str) -> Glance:
+    wanted = config.glance
+    settings = GlanceSettings(retries=wanted.retries, stall_timeout=wanted.stall_timeout)
+    return Glance(settings, NoIdentity(url), backoff=Backoff(pause=_at_once))
+
+
+async def _at_once(_seconds: float) -> None:
+    await asyncio.sleep(0)
 
 
 def _wired(parts: Parts, clock: Clock) -> Rig:
