@@ -47,7 +47,8 @@ def test_what_the_next_one_would_find_too_is_remembered(error: ProblemError) -> 
     assert lasts(error)
     assert (told.word, str(told), told.members()) == (error.word, str(error), error.members())
     assert told is not error
-    assert told.__cause__ is told.__traceback__ is None
+    assert told.__cause__ is None
+    assert told.__traceback__ is None
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: error.word)
