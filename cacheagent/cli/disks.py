@@ -15,6 +15,7 @@ from cacheagent.client import shapes
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Unpack
 
     from cacheagent.client import AsyncClient, DiskWish
@@ -125,10 +126,19 @@ def _print_disk(disk: DiskShape) -> None:
             ("image", disk["image_id"]),
             ("base", base and base["path"]),
             ("cache", disk["cache"]),
+            *_boot_files(disk),
             ("created", disk["created_at"]),
             *([("error", disk["error"])] if disk["error"] else []),
         ]
     )
+
+
+def _boot_files(disk: DiskShape) -> Iterator[tuple[str, str]]:
+    """Tell what an AMI is started by; nothing of another disk."""
+    if (boot := disk["boot"]) is not None:
+        for name, file in (("kernel", boot["kernel"]), ("ramdisk", boot["ramdisk"])):
+            if file is not None:
+                yield name, file["path"]
 
 
 def _print_disks(disks: list[DiskShape]) -> None:

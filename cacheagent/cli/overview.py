@@ -72,8 +72,8 @@ def _quarantine(quarantine: QuarantineShape) -> Iterator[tuple[str, object]]:
     count = f", {quarantine['count']} refused" if quarantine["count"] else ""
     yield "quarantine", f"{format_size(held)} of {format_size(most)}{count}"
     for each in quarantine["files"]:
-        told = each["detail"] or each["reason"]
-        yield "refused", f"{each['image_id']} {short_time(each['quarantined_at'])}: {told}"
+        told = f"{each['reason']}: {each['detail']}" if each["detail"] else each["reason"]
+        yield "refused", f"{each['image_id']} {short_time(each['quarantined_at'])}, {told}"
 
 
 def _glance(glance: GlanceShape) -> str:

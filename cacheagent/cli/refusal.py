@@ -40,6 +40,8 @@ def _member(key: str, value: object, sentence: str) -> Iterator[str]:
             yield from (f"  used by: {_values(user)}" for user in _objects(value))
         case "existing":
             yield from (f"  {key}: {_pairs(one)}" for one in _objects([value]))
+        case "reason":  # the word to look up, also where the sentence happens to have it
+            yield f"  {key}: {value}"
         case "retry_after":
             yield f"  try again in {value} s"
         case _:

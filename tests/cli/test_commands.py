@@ -36,6 +36,16 @@ def test_a_disk_from_its_creation_to_its_end(run: Run, daemon: FakeDaemon) -> No
     assert daemon.disks == {INSTANCE: {}}
 
 
+def test_a_disk_of_an_ami_tells_what_it_is_started_by(run: Run, daemon: FakeDaemon) -> None:
+    """Its kernel is named, and a ramdisk that it has not is not."""
+    run("disk", "create", INSTANCE, "root", "--image", CACHED)
+    kernel = {"path": "/srv/kernel.raw", "state": "ready", "size_bytes": 9, "image_id": CACHED}
+    daemon.disks[INSTANCE]["root"]["boot"] = {"kernel": kernel, "ramdisk": None}
+    lines = run("disk", "show", INSTANCE, "root").output.splitlines()
+    assert [line.split() for line in lines if "kernel" in line] == [["kernel", "/srv/kernel.raw"]]
+    assert not any("ramdisk" in line for line in lines)
+
+
 def test_all_disks_of_an_instance_go_only_by_a_word_for_it(run: Run, daemon: FakeDaemon) -> None:
     """Nobody removes all disks by leaving out a name."""
     run("disk", "create", INSTANCE, "a", "--size", "1GiB")
@@ -283,7 +293,7 @@ def test_status_shows_room_and_loops(run: Run) -> None:
     assert "30.0 GiB of 50.0 GiB" in output
     assert "/scanned is empty" in output
     assert "2.0 GiB of 5.0 GiB, 1 refused" in output
-    assert ": it names a backing file" in output
+    assert "backing-file: it names a backing file" in output
 
 
 def test_the_version_is_told() -> None:

@@ -63,6 +63,15 @@ from cacheagent.errors import RequestFailedError
                 "  reason: backing-file",
             ],
         ),
+        (
+            422,
+            {
+                "type": "urn:cacheagent:image-unacceptable",
+                "detail": "the image is empty",
+                "reason": "empty",
+            },
+            ["image-unacceptable (422): the image is empty", "  reason: empty"],
+        ),
         (502, {}, ["problem (502): no detail"]),
     ],
 )
