@@ -317,11 +317,9 @@ class Config(_Section):
         return tuple(_values(cls()))
 
     def without_effect(self) -> tuple[str, ...]:
-        """Name the keys that the operator set, and that change nothing in this version."""
-        was_set = (
-            f"{name}.{key}" for name, part in _sections(self) for key in part.model_fields_set
-        )
-        return tuple(sorted(WITHOUT_EFFECT.intersection(was_set)))
+        """Name the keys whose values are not the default, and change nothing in this version."""
+        values, defaults = _values(self), _values(type(self)())
+        return tuple(key for key in sorted(WITHOUT_EFFECT) if values[key] != defaults[key])
 
     def reload_from(self, new: Config) -> Reload:
         """Take over from ``new`` what can change while the daemon runs, and say what cannot."""

@@ -186,6 +186,7 @@ def test_keys_without_effect_are_named_only_where_they_are_set() -> None:
         'glance.mirrors = ["http://mirror.test"]\neviction.min_free = "1GiB"'
     ).without_effect() == ("glance.mirrors",)
     assert Config().without_effect() == ()
+    assert _parse("glance.mirrors = []").without_effect() == ()
 
 
 def test_the_lists_of_keys_name_keys_that_exist() -> None:

@@ -120,11 +120,12 @@ class Images:
         """Keep the image from eviction until it is unpinned.
 
         Raises:
-            ImageNotFoundError: it is neither cached nor coming.
+            ImageNotFoundError: it is neither cached nor coming, or failed and left nothing.
 
         """
         await self._access.check(image_id, caller)
-        await self._known(image_id)
+        if await self._catalog.image(image_id) is None:
+            raise _unknown(image_id)
         await self._pin(image_id)
 
     async def _pin(self, image_id: ImageId) -> None:
@@ -165,7 +166,7 @@ class Images:
         if cached is None and (failure := self._bases.failures().get(image_id)):
             cached = _failed(failure)
         if cached is None:
-            raise ImageNotFoundError(f"image {image_id} is neither cached nor coming")
+            raise _unknown(image_id)
         return cached
 
     async def _view(self, cached: CachedImage, caller: Caller) -> ImageView:
@@ -201,6 +202,10 @@ class Images:
 def told(users: Sequence[User], caller: Caller) -> tuple[User, ...]:
     """Give the users as the caller may know them: a base may be of others' images as well."""
     return tuple(users if caller.token is None else (user.unnamed() for user in users))
+
+
+def _unknown(image_id: ImageId) -> ImageNotFoundError:
+    return ImageNotFoundError(f"image {image_id} is neither cached nor coming")
 
 
 def _failed(failure: Failure) -> CachedImage:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import BaseInUseError, GlanceUnavailableError, ImageNotFoundError
+from cacheagent.errors import (
+    BaseInUseError,
+    DigestMismatchError,
+    GlanceUnavailableError,
+    ImageNotFoundError,
+)
 from cacheagent.model import CacheResult, Caller, DiskSpec, ImageState
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
@@ -57,6 +62,17 @@ async def test_pin_holds_until_it_is_taken_away(rig: Rig, glance: LyingGlance) -
     await rig.images.unpin(image_id, NOBODY)
     await rig.images.evict(image_id, NOBODY)
     assert list(rig.layout.bases.iterdir()) == list(rig.layout.trash.iterdir()) == []
+
+
+async def test_an_image_that_failed_cannot_be_pinned(rig: Rig, glance: LyingGlance) -> None:
+    """There is nothing to keep, and nobody is told that it is kept."""
+    image_id = glance.add(DATA)
+    glance.always("data", lying_glance.body(DATA[::-1]))
+    with pytest.raises(DigestMismatchError):
+        await rig.bases.ensure(image_id, NOBODY)
+    with pytest.raises(ImageNotFoundError):
+        await rig.images.pin(image_id, NOBODY)
+    assert not (await rig.images.show(image_id, NOBODY)).pinned
 
 
 async def test_prefetch_tells_what_it_found(rig: Rig, glance: LyingGlance) -> None:
