@@ -207,7 +207,8 @@ def test_a_reload_takes_over_what_can_change_and_names_the_rest() -> None:
 
 def test_a_reload_forgets_keys_that_were_taken_out() -> None:
     """What is no longer set counts as not set, for the keys without effect too."""
-    merged = _parse("eviction.min_age = 1\nglance.mirrors = []").reload_from(Config()).config
+    mirrored = 'glance.mirrors = ["http://mirror.test"]'
+    merged = _parse(f"eviction.min_age = 1\n{mirrored}").reload_from(Config()).config
     assert merged.without_effect() == ("glance.mirrors",)
     assert merged.eviction == Config().eviction
 
