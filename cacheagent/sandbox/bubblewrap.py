@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 _SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _SETTINGS: Final = ("/etc/ld.so.cache", "/etc/mke2fs.conf")
 
+# Whoever is killed right after it has forked leaves a child of bubblewrap that waits for it for
+# ever: only then does the child ask to die with its parent. So a shell outlives bubblewrap by a
+# moment. The kernel tells it that the daemon has gone, and it kills the whole process group. If
+# the daemon had gone before the kernel was asked for that, the shell has another parent.
+_GUARD: Final = """\
+trap "kill -KILL 0" TERM
+[ $PPID = "$1" ] || exit
+shift
+"$@" & wait $!"""
+
 _SHUT: Final = (
     *("bwrap", "--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net"),
     *("--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
@@ -43,6 +53,7 @@ _SIGNALLED = 128
 _PATIENCE = 30_000
 _NEW_FILE = 0o600
 _NOT_THERE = "bwrap: execvp "
+_NO_BUBBLEWRAP = 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +71,7 @@ class Files:
 def words(files: Files, program: str, *, tell: int) -> list[str]:
     """Give the words in front of ``program``; bubblewrap tells ``tell`` what it has begun."""
     return [
+        *("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", _GUARD, "sh", str(os.getpid())),
         *_SHUT,
         *("--info-fd", str(tell)),
         *_binds("--ro-bind-try", _SYSTEM),
@@ -146,6 +158,8 @@ def of_the_program(program: str, completed: Completed) -> Completed:
     """
     if completed.returncode == 1 and completed.stderr.startswith(_NOT_THERE):
         raise ProgramMissingError(f"{program} is not installed")
+    if completed.returncode == _NO_BUBBLEWRAP and completed.stderr.startswith("sh:"):
+        raise ProgramMissingError("bwrap is not installed")
     if completed.returncode > _SIGNALLED:
         completed = replace(completed, returncode=_SIGNALLED - completed.returncode)
     return unless_killed(program, completed)
