@@ -96,9 +96,13 @@ def read_certificates(data: bytes) -> Sequence[x509.Certificate]:
         ValueError: there is none.
 
     """
-    if b"-----BEGIN CERTIFICATE-----" in data:
-        return x509.load_pem_x509_certificates(data)
-    return [x509.load_der_x509_certificate(data)]
+    try:
+        if b"-----BEGIN CERTIFICATE-----" in data:
+            return x509.load_pem_x509_certificates(data)
+        return [x509.load_der_x509_certificate(data)]
+    except x509.InvalidVersion as error:
+        # Not a ValueError, and a key manager stores whatever it is given.
+        raise ValueError(str(error)) from error
 
 
 def check_certificate(
@@ -123,7 +127,7 @@ def check_certificate(
     anything = verification.ExtensionPolicy.permit_all()
     authority = anything.require_present(
         x509.BasicConstraints, verification.Criticality.AGNOSTIC, _check_authority
-    )
+    ).may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _check_purpose)
     try:
         policy = verification.PolicyBuilder().store(verification.Store(list(trusted))).time(now)
         policy = policy.extension_policies(ca_policy=authority, ee_policy=anything)
@@ -148,6 +152,14 @@ def _check_authority(
 ) -> None:
     if not limits.ca:
         raise ValueError("it is no authority")
+
+
+def _check_purpose(
+    _policy: verification.Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
+    # Where it is said what the key is for (RFC 5280, 4.2.1.3).
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("its key is not for certificates")
 
 
 def _decoded(value: str) -> bytes:

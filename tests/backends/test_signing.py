@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from datetime import timedelta
@@ -17,6 +18,7 @@ from tests.fakes.signatures import EPOCH, HASHES, KEY_TYPES, Signer, authority, 
 
 DATA = os.urandom(100_000)
 NOW = EPOCH + timedelta(days=30)
+PEM_END = b"\n-----END CERTIFICATE-----\n"
 
 
 def described(properties: dict[str, str]) -> ImageSignature:
@@ -113,6 +115,19 @@ def test_nobody_stands_for_a_stranger() -> None:
         check_certificate([by_ordinary.certificate, ordinary.certificate], [root.certificate], NOW)
 
 
+def test_authority_is_for_certificates() -> None:
+    """One whose key is for other ends, as it says itself, stands for nobody, nor behind another."""
+    root, other = authority(), signer(name="root", authority=True, purposes=("crl_sign",))
+    middle = signer(issuer=root, name="middle", authority=True, number=1, purposes=("crl_sign",))
+    with refused("signature-certificate"):
+        check_certificate([signer(issuer=other).certificate], [other.certificate], NOW)
+    with refused("signature-certificate"):
+        chain = [signer(issuer=middle).certificate, middle.certificate]
+        check_certificate(chain, [root.certificate], NOW)
+    good = signer(name="root", authority=True, purposes=("key_cert_sign",))
+    check_certificate([signer(issuer=good).certificate], [good.certificate], NOW)
+
+
 @pytest.mark.parametrize("trusts", [True, False])
 def test_certificate_counts_in_its_time(*, trusts: bool) -> None:
     """Before and after its time a certificate counts for nothing, whoever stands for it."""
@@ -142,6 +157,17 @@ def test_certificates_are_read_in_both_forms() -> None:
     for junk in (b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         with pytest.raises(ValueError, match=r"."):
             read_certificates(junk)
+
+
+def test_certificate_of_no_known_version_cannot_be_read() -> None:
+    """Whatever somebody has stored as a certificate is an error that is told, and no other."""
+    der = signer().certificate.public_bytes(Encoding.DER)
+    version = b"\xa0\x03\x02\x01"
+    odd = der.replace(version + b"\x02", version + b"\x11", 1)
+    assert odd != der
+    for data in (odd, b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(odd) + PEM_END):
+        with pytest.raises(ValueError, match="version"):
+            read_certificates(data)
 
 
 def test_words_of_a_refusal_name_the_rule() -> None:

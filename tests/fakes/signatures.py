@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     Key = rsa.RSAPrivateKey | dsa.DSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -76,7 +77,7 @@ def key_of(key_type: str, number: int = 0, bits: int = 2048) -> Key:
             return ec.generate_private_key(ec.SECP384R1())
 
 
-def signer(
+def signer(  # noqa: PLR0913 - one argument for each thing that a certificate says
     key_type: str = "ECC_SECP384R1",
     *,
     issuer: Signer | None = None,
@@ -85,18 +86,21 @@ def signer(
     number: int = 0,
     bits: int = 2048,
     lasts: timedelta = timedelta(days=3650),
+    purposes: Collection[str] = (),
 ) -> Signer:
-    """Make a certificate, signed by ``issuer`` or by itself."""
+    """Make a certificate, signed by ``issuer`` or by itself; ``purposes`` are its key usages."""
     key = key_of(key_type, number, bits)
     subject = _name(name)
     issued_by = subject if issuer is None else issuer.certificate.subject
-    certificate = (
+    builder = (
         x509.CertificateBuilder(issued_by, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(EPOCH)
         .not_valid_after(EPOCH + lasts)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        .sign((issuer.key if issuer else key), hashes.SHA256())
     )
+    if purposes:
+        builder = builder.add_extension(_usage(purposes), critical=True)
+    certificate = builder.sign((issuer.key if issuer else key), hashes.SHA256())
     return Signer(
         key_type=key_type, key=key, certificate=certificate, certificate_id=str(uuid.uuid4())
     )
@@ -105,6 +109,20 @@ def signer(
 def authority(name: str = "an authority", number: int = 100) -> Signer:
     """Make a root that an operator may trust."""
     return signer(name=name, authority=True, number=number)
+
+
+def _usage(purposes: Collection[str]) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature="digital_signature" in purposes,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign="key_cert_sign" in purposes,
+        crl_sign="crl_sign" in purposes,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _name(text: str) -> x509.Name:
