@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Base, GlanceImage
 
-SIGNATURE_REASONS: Final = frozenset(
-    {"signature-missing", "signature-invalid", "signature-certificate"}
+NOT_ABOUT_CONTENT: Final = frozenset(
+    {"signature-missing", "signature-invalid", "signature-certificate", "limits"}
 )
-"""Refusals that are about one image, and not about the content that others share."""
+"""Refusals that are about one image, or this host, and not about the content that others share."""
 
 
 class Lack(enum.StrEnum):

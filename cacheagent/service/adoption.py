@@ -16,9 +16,7 @@ from cacheagent.backends.store import Manifest
 from cacheagent.backends.store.leftovers import identities
 from cacheagent.errors import DigestMismatchError, ImageUnacceptableError, NotQcow2Error
 from cacheagent.model import Base, BaseState, DiskFormat
-from cacheagent.policy import admission
 from cacheagent.policy.sizing import whole_sectors
-from cacheagent.service.renewal import as_image
 from cacheagent.sync.throttle import Throttle
 from cacheagent.sync.uninterrupted import uninterrupted
 
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
     from cacheagent.backends.store.leftovers import Identity
     from cacheagent.model import BaseId
-    from cacheagent.policy.admission import Found
     from cacheagent.service.bases import Bases
     from cacheagent.service.parts import Parts
+    from cacheagent.service.proof import Proven
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +39,6 @@ class Adoption:
         self._catalog = parts.catalog
         self._store = parts.store
         self._now = parts.now
-        self._rules = parts.rules
         self._inspection_version = parts.inspection_version
         self._bases = bases
         # Files that are not what their name says; nobody reads them again until they change.
@@ -97,17 +94,17 @@ class Adoption:
         )
         try:
             seen = await self._bases.renewal.read(base, Throttle(None))
-            return await self._judged(base, seen.found)
+            return await self._judged(base, seen)
         except (DigestMismatchError, ImageUnacceptableError, NotQcow2Error) as error:
             _log.warning("a file is no base", base_id=base_id, format=disk_format, why=str(error))
             return None
 
-    async def _judged(self, base: Base, found: Found) -> Base:
+    async def _judged(self, base: Base, seen: Proven) -> Base:
         """Judge the content as that of an image, and read what the header tells.
 
-        Raises: ``ImageUnacceptableError``, ``NotQcow2Error``.
+        Raises: ``ImageUnacceptableError``, ``NotQcow2Error``, ``HostUnavailableError``.
         """
-        admission.admit_content(as_image(base), found, self._rules())
+        await self._bases.renewal.judge(base, seen)
         if base.format is DiskFormat.RAW:
             return base
         path = self._store.layout.base(base.base_id, base.format)

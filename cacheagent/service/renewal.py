@@ -15,7 +15,12 @@ import structlog
 
 from cacheagent.backends.store import Manifest
 from cacheagent.backends.store.reread import Rereading
-from cacheagent.errors import DigestMismatchError, ImageUnacceptableError, QemuImgError
+from cacheagent.errors import (
+    DigestMismatchError,
+    HostUnavailableError,
+    ImageUnacceptableError,
+    QemuImgError,
+)
 from cacheagent.model import GlanceImage, ImageId, parse_base_id
 from cacheagent.policy import admission
 from cacheagent.policy.trust import Lack
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
 
     from cacheagent.backends.signing import SignatureCheck
     from cacheagent.model import Base, Caller, ImageSignature
-    from cacheagent.policy.admission import SourceFormat
     from cacheagent.service.parts import Parts
     from cacheagent.service.proof import Proven
     from cacheagent.service.trust import Trust
@@ -99,21 +103,32 @@ class Renewal:
 
         Raises:
             ImageUnacceptableError: it is refused. Nobody is handed the base from then on.
+            HostUnavailableError: it cannot be told now.
 
         """
-        path = self._store.layout.base(base.base_id, base.format)
         try:
-            source = admission.admit_content(as_image(base), seen.found, self._rules())
-            await self._look(path, source)
+            await self.judge(base, seen)
         except ImageUnacceptableError as error:
             self._trust.refuse(base, error)
             raise
         return await self.record(base, () if seen.signature is None else (seen.signature,))
 
-    async def _look(self, path: Path, source: SourceFormat) -> None:
+    async def judge(self, base: Base, seen: Proven) -> None:
+        """Judge what was read of a base that is as it came, and let qemu-img look.
+
+        Raises:
+            ImageUnacceptableError: it breaks a rule.
+            HostUnavailableError: a limit stopped qemu-img. It may be too low for this host, and a
+                base that was let in before is not given up for that.
+
+        """
+        path = self._store.layout.base(base.base_id, base.format)
+        source = admission.admit_content(as_image(base), seen.found, self._rules())
         try:
             await look_again(self._qemu, path, source, self._rules())
         except QemuImgError as error:
+            if error.at_limit:
+                raise HostUnavailableError(f"the base cannot be inspected: {error}") from error
             raise ImageUnacceptableError("conversion", str(error)) from error
 
     async def record(self, base: Base, signatures: tuple[ImageSignature, ...]) -> Base:

@@ -12,7 +12,7 @@ import structlog
 from cacheagent.errors import ImageUnacceptableError
 from cacheagent.policy.admission import ImageRules
 from cacheagent.policy.trust import (
-    SIGNATURE_REASONS,
+    NOT_ABOUT_CONTENT,
     Lack,
     TrustRules,
     is_outdated,
@@ -87,9 +87,10 @@ class Trust:
     def refuse(self, base: Base, error: ImageUnacceptableError) -> None:
         """Remember that the content of a base that is here breaks a rule, and tell.
 
-        A refusal for a signature is about one image, and says nothing about the base.
+        A refusal for a signature is about one image, and one for the limits about this host: they
+        say nothing about the base.
         """
-        if error.reason in SIGNATURE_REASONS or not is_outdated(base, self._rules()):
+        if error.reason in NOT_ABOUT_CONTENT or not is_outdated(base, self._rules()):
             return
         self._refusals[base.base_id] = _Refusal(
             fetched_at=base.fetched_at,

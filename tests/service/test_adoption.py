@@ -144,6 +144,19 @@ async def test_digest_alone_makes_no_base(
     assert await rig.parts.catalog.bases() == []
 
 
+async def test_damaged_tables_make_no_base(rig: Rig, tmp_path: Path) -> None:
+    """A qcow2 file that qemu-img finds damaged is none, though its digest and header are right."""
+    data = made_by_qemu(tmp_path / "image", "qcow2", "", b"x" * MIB).read_bytes()
+    evil = bytearray(data)
+    # Its first table leads to itself (QEMU, docs/interop/qcow2.txt).
+    table = int.from_bytes(data[40:48], "big")
+    evil[table : table + 8] = (table | 1 << 63).to_bytes(8, "big")
+    path = rig.layout.bases / f"sha256-{hashlib.sha256(evil).hexdigest()}.qcow2"
+    path.write_bytes(evil)
+    assert (await rig.reconcile.check(NOW)).strays == (path,)
+    assert await rig.parts.catalog.bases() == []
+
+
 async def test_what_came_meanwhile_counts(
     rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import GlanceUnavailableError, ImageUnacceptableError
+from cacheagent.errors import (
+    GlanceUnavailableError,
+    HostUnavailableError,
+    ImageUnacceptableError,
+    QemuImgError,
+)
 from cacheagent.model import BaseState, CacheResult, Caller, DiskSpec, ImageId, ImageState
 from cacheagent.policy.verdict import summary
 from cacheagent.service.events import EventKind
@@ -315,3 +320,48 @@ async def test_converted_base_that_newer_rules_refuse_is_never_handed_out(
         assert caught.value.reason in {"truncated", "corrupt", "incomplete", "header"}
     assert len(glance.calls("data")) == 1
     assert rig.metric("reinspections_total", result="refused") == 1
+
+
+# --- not told ------------------------------------------------------------------------------------
+
+
+def _starve(rig: Rig, patch: pytest.MonkeyPatch) -> None:
+    """Let a limit stop every ``qemu-img check``, as one that is too low for this host does."""
+
+    async def check(_path: Path, _image_format: str) -> None:
+        raise QemuImgError("qemu-img check: stopped by a limit", at_limit=True)
+
+    patch.setattr(rig.parts.qemu, "check", check)
+
+
+async def test_limit_of_this_host_refuses_no_base(
+    rig: Rig, glance: LyingGlance, reinspect: Reinspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gets a base that could not be looked at, and it stays: later it may be."""
+    wanted = glance.add(DATA)
+    base = await bring(rig, wanted)
+    await make_old(rig, base)
+    with monkeypatch.context() as patch:
+        _starve(rig, patch)
+        with pytest.raises(HostUnavailableError, match="stopped by a limit"):
+            await rig.bases.ensure(wanted, NOBODY)
+        with pytest.raises(HostUnavailableError):
+            await reinspect.reinspect(await row_of(rig, base), UNHURRIED)
+        await reinspect.withdraw()
+    assert (await row_of(rig, base)).state is BaseState.READY
+    assert rig.metric("reinspections_total", result="refused") == 0
+    assert (await rig.bases.ensure(wanted, NOBODY)).result is CacheResult.HIT
+
+
+async def test_limit_of_this_host_refuses_no_converted_base(
+    rig: Rig, glance: LyingGlance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source could not be looked at this time, which says nothing against what is here."""
+    wanted, base = await converted(rig, glance, tmp_path)
+    with monkeypatch.context() as patch:
+        _starve(rig, patch)
+        with pytest.raises(ImageUnacceptableError) as caught:
+            await rig.bases.ensure(wanted, NOBODY)
+        assert caught.value.reason == "limits"
+    assert rig.bases.trust.why_refused(await row_of(rig, base)) is None
+    assert (await bring(rig, wanted)).inspection_version == rig.parts.inspection_version
