@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cacheagent.errors import (
+    CacheAgentError,
     ImageNotFoundError,
-    ProblemError,
     RetryLaterError,
     UnauthenticatedError,
 )
@@ -34,10 +34,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What a pass has found so far: new standings, and what Glance refused to tell."""
+    """What a pass has found so far: new standings, and images that it came to nothing with."""
 
     changed: dict[ImageId, Standing] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 class Revalidate:
@@ -58,8 +58,8 @@ class Revalidate:
     async def run(self) -> Mapping[ImageId, Standing]:
         """Ask about every image that has a base; give those whose standing changed.
 
-        A question that Glance does not answer changes nothing. Where it cannot be asked at all,
-        the pass ends there.
+        A question that Glance does not answer, and an answer that cannot be written down, change
+        nothing. Where Glance cannot be asked at all, the pass ends there.
         """
         images = [cached for cached in await self._catalog.images() if cached.base_id is not None]
         self._seen &= {cached.image.image_id for cached in images}
@@ -70,9 +70,9 @@ class Revalidate:
                     workers.create_task(self._work(todo, found))
         except* (RetryLaterError, UnauthenticatedError) as errors:
             _log.warning("cached images cannot be asked about", why=str(errors.exceptions[0]))
-        if found.refused:
-            told = {"count": len(found.refused), "first": found.refused[0]}
-            _log.warning("Glance refused to tell about cached images", **told)
+        if found.failed:
+            told = {"count": len(found.failed), "first": found.failed[0]}
+            _log.warning("nothing new is known of cached images", **told)
         if any(standing is not Standing.ACTIVE for standing in found.changed.values()):
             self._on_inactive()
         return found.changed
@@ -84,14 +84,13 @@ class Revalidate:
             await self._rate.take(1)
             try:
                 standing = await self._standing(cached.image)
+                if standing is not None and standing is not cached.standing:
+                    await self._note(cached, standing)
+                    found.changed[image_id] = standing
             except (RetryLaterError, UnauthenticatedError):
                 raise
-            except ProblemError as error:
-                found.refused.append(f"{image_id}: {error}")
-                continue
-            if standing is not None and standing is not cached.standing:
-                found.changed[image_id] = standing
-                await self._note(cached, standing)
+            except CacheAgentError as error:
+                found.failed.append(f"{image_id}: {error}")
 
     async def _standing(self, known: GlanceImage) -> Standing | None:
         try:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import GlanceUnavailableError, ImageNotActiveError, ImageNotFoundError
+from cacheagent.errors import (
+    CatalogError,
+    DiskFullError,
+    GlanceUnavailableError,
+    ImageNotActiveError,
+    ImageNotFoundError,
+)
 from cacheagent.model import CacheResult, Caller, DiskSpec, Standing
 from cacheagent.service.events import EventKind
 from cacheagent.service.revalidate import Revalidate
@@ -188,6 +194,36 @@ async def test_refusal_of_one_image_does_not_end_the_pass(
         glance.images[image_id].metadata["status"] = "deactivated"
     glance.lie("show", lying_glance.status(400))
     assert len(await revalidate.run()) == len(others)
+
+
+@pytest.mark.parametrize(
+    "error", [DiskFullError(required_bytes=1, available_bytes=0), CatalogError("broken")]
+)
+async def test_news_that_cannot_be_written_down_comes_again(
+    rig: Rig,
+    glance: LyingGlance,
+    revalidate: Revalidate,
+    cached: ImageId,
+    nudges: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A full disk ends neither the pass nor the daemon; the next pass finds the same."""
+    other = await bring(rig, glance.add(os.urandom(1000)))
+    for image_id in (cached, other):
+        glance.images[image_id].metadata["status"] = "deactivated"
+    write = rig.parts.catalog.set_standing
+
+    async def fail(image_id: ImageId, standing: Standing) -> None:
+        if image_id == cached:
+            raise error
+        await write(image_id, standing)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.parts.catalog, "set_standing", fail)
+        assert await revalidate.run() == {other: Standing.DEACTIVATED}
+    assert await revalidate.run() == {cached: Standing.DEACTIVATED}
+    assert nudges == ["pass", "pass"]
 
 
 async def test_glance_that_is_away_is_not_asked_on(
