@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.errors import ProblemError, ShuttingDownError
+from cacheagent.errors import CacheAgentError, ShuttingDownError
 from cacheagent.model import BaseState, Caller, UserKind
 from cacheagent.policy.verification import has_right_length
 from cacheagent.service.events import EventKind
@@ -137,11 +137,19 @@ class Repair:
         """Ask for an image of the base until it is there again, or nobody needs it."""
         failures = 0
         try:
-            while not await self._asked(base_id):
+            while not await self._tried(base_id):
                 failures += 1
                 await self._retry.pause(self._retry.delay(failures))
         finally:
             self._fetching.discard(base_id)
+
+    async def _tried(self, base_id: BaseId) -> bool:
+        try:
+            return await self._asked(base_id)
+        except (CacheAgentError, OSError) as error:
+            told = {"base_id": base_id, "error": str(error)}
+            _log.warning("nobody can tell whether a base is needed", **told)
+            return False
 
     async def _asked(self, base_id: BaseId) -> bool:
         """Ask once for each image of the base; True where nothing is left to do."""
@@ -158,7 +166,7 @@ class Repair:
                 await self._bases.ensure(image_id, Caller())
             except ShuttingDownError:
                 return True
-            except ProblemError as error:
+            except (CacheAgentError, OSError) as error:
                 told = {"image_id": image_id, "base_id": base_id, "error": str(error)}
                 _log.warning("a base that is needed did not come", **told)
                 self._events.emit(EventKind.BASE_DAMAGED, **told)

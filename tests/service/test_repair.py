@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cacheagent.errors import CatalogError, QemuImgError
 from cacheagent.model import BaseState, Caller, DiskSpec
 from cacheagent.policy.eviction import Reason
 from cacheagent.service.repair import Repair
@@ -211,6 +213,34 @@ async def test_fetching_is_tried_until_it_works(
     assert await state_of(rig, base) is BaseState.QUARANTINED
     assert KEY in [user.key for user in await rig.use.proved(base)]
     gate.set()
+    await until(path_of(rig, base).exists)
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("ensure", OSError(errno.EMFILE, "too many")),
+        ("ensure", QemuImgError("stopped")),
+        ("look", CatalogError("broken")),
+    ],
+)
+async def test_fault_of_this_host_does_not_end_the_trying(
+    rig: Rig, image_id: ImageId, monkeypatch: pytest.MonkeyPatch, what: str, error: Exception
+) -> None:
+    """What fails once for want of descriptors, or in a program, leaves no disk without its base."""
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    await use(rig, image_id)
+    repair = Repair(rig.parts, rig.bases, rig.use, retry=Backoff(pause=asyncio.sleep, first=0.0))
+    owner, name = (rig.bases, "ensure") if what == "ensure" else (rig.parts.catalog, "images_of")
+    real, errors = getattr(owner, name), [error]
+
+    async def fail_once(*arguments: object) -> object:
+        if errors:
+            raise errors.pop()
+        return await real(*arguments)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    await repair.damaged(base, "a test says so")
     await until(path_of(rig, base).exists)
 
 
