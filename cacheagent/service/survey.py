@@ -45,7 +45,7 @@ class Survey:
         self._layout = parts.store.layout
         self._use = use
         self._instances = Instances(parts)
-        # Disks that were said to be unreadable, so that each is said once.
+        # Files that were said to be unreadable, so that each is said once.
         self._doubted: set[Path] = set()
 
     async def rows(self) -> CatalogState:
@@ -117,6 +117,9 @@ class Survey:
             found = path.lstat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._doubt(path, str(error))
+            return FoundBase(base_id=name[0], format=name[1], doubtful=True)
         if not stat.S_ISREG(found.st_mode):
             return None
         manifest = read_manifest(self._layout, *name)
@@ -193,7 +196,7 @@ class Survey:
     def _doubt(self, path: Path, why: str) -> None:
         if path not in self._doubted:
             self._doubted.add(path)
-            _log.warning("a disk cannot be read", path=str(path), why=why)
+            _log.warning("a file cannot be read", path=str(path), why=why)
 
 
 def _absolute(overlay: Path, backing_file: str) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,7 +34,6 @@ from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
     from cacheagent.model import Base, DiskKey
     from cacheagent.policy.drift import DriftPlan
@@ -324,6 +325,29 @@ async def test_base_without_a_file_is_forgotten(rig: Rig, image: ImageId, base: 
     assert await rig.parts.catalog.bases() == []
     assert (await rig.disks.show(KEY)).disk.base_id == base.base_id
     assert path.exists()
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at the start", "in a round"])
+async def test_base_that_cannot_be_looked_at_is_kept(
+    rig: Rig, image: ImageId, base: Base, monkeypatch: pytest.MonkeyPatch, *, later: bool
+) -> None:
+    """One bad inode neither stops a start, nor costs the base, nor keeps the rest from mending."""
+    await make(rig, image)
+    gone = await rig.disks.create(disk_key(2), of(image), NOBODY)
+    gone[0].path.unlink()
+    path, look = rig.layout.base(base.base_id, base.format), Path.lstat
+
+    def fail(of_path: Path) -> os.stat_result:
+        if of_path == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(of_path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "lstat", fail)
+        await (rig.reconcile.check if later else rig.reconcile.run)(NOW)
+    assert (await rig.bases.ensure(image, NOBODY)).result is CacheResult.HIT
+    assert [disk.key for disk in await rig.parts.catalog.disks()] == [KEY]
+    assert rig.layout.manifest(base.base_id, base.format).exists()
 
 
 async def test_base_that_disks_need_is_fetched_anew(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,9 +96,12 @@ def diff(
 
     ``running`` None is for the start, while nothing else works on either. Without a catalog
     everything comes from the files. A base that is taken in counts as used now, since nobody knows
-    better; else the first pass would throw away what came long ago.
+    better; else the first pass would throw away what came long ago. A base that cannot be looked at
+    is left alone like one that somebody works on.
     """
     busy = running or Running()
+    doubtful = (found.base_id for found in (*files.bases, *files.wanted_trash) if found.doubtful)
+    busy = replace(busy, bases=busy.bases.union(doubtful))
     disks = DisksPlan(catalog, files, busy)
     bases = BasesPlan(catalog, files, busy, disks.needed_bases(catalog), now)
     adopted = adopted_images(bases)

@@ -30,15 +30,17 @@ class CatalogState:
 class FoundBase:
     """The file of a base: its name, how long it is, what it takes, and what its manifest says.
 
-    ``manifest`` is None where there is no manifest that can be read.
+    ``manifest`` is None where there is no manifest that can be read. ``doubtful`` is a file of
+    which nobody can tell anything.
     """
 
     base_id: BaseId
     format: DiskFormat
-    length: int
-    allocated: int
-    manifest: Base | None
+    length: int = 0
+    allocated: int = 0
+    manifest: Base | None = None
     images: tuple[GlanceImage, ...] = ()
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
