@@ -7,6 +7,7 @@ deeds, which cause events as well, come to nothing.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -257,4 +258,7 @@ def _has_entries(folder: Path) -> bool:
 
 def _is_file(path: Path) -> bool:
     """Tell whether a file lies there, and no link to one; what cannot be looked at does not."""
-    return path.is_file() and not path.is_symlink()
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False

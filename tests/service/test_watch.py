@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -399,6 +400,25 @@ async def test_what_went_before_the_watches_stood_is_noticed(world: World) -> No
     assert await world.known() == [OTHER]
     await until(lambda: len(world.asked) == 2)
     assert world.asked == ["deletion", f"lost {base.base_id}"]
+
+
+async def test_disk_that_cannot_be_looked_at_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad inode, or a folder that is shut, does not keep the rest from being watched."""
+    kept, gone = await world.disk(), await world.disk(OTHER)
+    gone.path.unlink()
+
+    def fail(path: Path, look: Callable[..., os.stat_result], **how: bool) -> os.stat_result:
+        if path == kept.path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(path, **how)
+
+    monkeypatch.setattr(Path, "lstat", partialmethod(fail, Path.lstat))
+    monkeypatch.setattr(Path, "stat", partialmethod(fail, Path.stat))
+    async with await Watcher.open() as watcher:
+        await world.watch.begin(watcher)
+    assert await world.known() == [KEY]
 
 
 async def test_folder_that_may_not_be_mounted_proves_nothing(world: World) -> None:
