@@ -18,6 +18,7 @@ from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.instances import Instances
 from cacheagent.service.intent import conflict, facts, intended, pending
+from cacheagent.service.making import BaseGoneError
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -284,8 +285,12 @@ class Creation:
         ensured, disk = await self._intend(key, spec, caller)
         await self._bring_boot(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
-        with self._seconds.labels(mode=spec.mode).time():
-            made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
+        try:
+            with self._seconds.labels(mode=spec.mode).time():
+                made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
+        except BaseGoneError:
+            # It was not what it was, or somebody took it away. It comes anew.
+            return await self._create(key, spec, caller)
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
         return made

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import mkfs
-from cacheagent.model import DiskFormat, DiskMode
+from cacheagent.errors import QemuImgError
+from cacheagent.model import BaseState, DiskFormat, DiskMode
 from cacheagent.policy.layout import unfinished
 from cacheagent.sync.singleflight import SingleFlight
 
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     from cacheagent.service.room import Reservation
 
 
+class BaseGoneError(Exception):
+    """Somebody found the base damaged, or took it away, while a disk was made of it."""
+
+
 class Making:
     """Makes the file of a disk: first what may take long, and then what must not be left half."""
 
     def __init__(self, parts: Parts) -> None:
+        self._catalog = parts.catalog
         self._store = parts.store
         self._qemu = parts.qemu
         self._room = parts.room
@@ -37,26 +43,47 @@ class Making:
         its unfinished name.
 
         Raises:
+            BaseGoneError: the base has gone, or is another one; nothing is left behind.
             InsufficientSpaceError: there is no room; nothing is left behind.
             InvalidRequestError: the file system asked for cannot be made.
 
         """
-        template = None
         try:
-            if base is not None and spec.mode is DiskMode.OVERLAY:
-                template = await self._template(base, size)
-            elif base is not None:
-                await self._full(key, spec.format, size, base)
-            elif spec.filesystem is not None:
-                await self._formatted(key, spec.format, size, spec.filesystem, spec.label)
-            elif spec.format is DiskFormat.QCOW2:
-                template = await self._template(None, size)
-            else:
-                await self._store.make_hole(await self._store.begin_disk(key, spec.format), size)
+            if base is None:
+                return await self._blank(key, spec, size)
+            return await self._from(base, key, spec, size)
         except BaseException:
             await self._store.abandon_disk(key)
             raise
-        return template
+
+    async def _blank(self, key: DiskKey, spec: DiskSpec, size: int) -> Path | None:
+        if spec.filesystem is not None:
+            await self._formatted(key, spec.format, size, spec.filesystem, spec.label)
+        elif spec.format is DiskFormat.QCOW2:
+            return await self._template(None, size)
+        else:
+            await self._store.make_hole(await self._store.begin_disk(key, spec.format), size)
+        return None
+
+    async def _from(self, base: Base, key: DiskKey, spec: DiskSpec, size: int) -> Path | None:
+        try:
+            if spec.mode is DiskMode.OVERLAY:
+                return await self._template(base, size)
+            await self._full(key, spec.format, size, base)
+        except (OSError, QemuImgError) as error:
+            if await self._is_here(base):
+                raise
+            raise BaseGoneError from error
+        if not await self._is_here(base):
+            # What was open went on being read: the copy is one of a damaged base.
+            raise BaseGoneError
+        return None
+
+    async def _is_here(self, base: Base) -> bool:
+        row = await self._catalog.base(base.base_id)
+        if row is None or row.state is not BaseState.READY or row.fetched_at != base.fetched_at:
+            return False
+        return await self._store.base_length(base.base_id, base.format) is not None
 
     async def finish(self, key: DiskKey, disk_format: DiskFormat, template: Path | None) -> None:
         """Let what ``prepare`` has given become the disk, durably: a matter of milliseconds.

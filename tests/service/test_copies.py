@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cacheagent.errors import DiskConflictError, ShuttingDownError
-from cacheagent.model import Caller, DiskMode, DiskSpec, DiskState
+from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, DiskState
 from tests.e2e.gate import gated
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from cacheagent.backends.catalog import DiskIntent
     from cacheagent.model import ImageId
     from tests.e2e.gate import Gate
     from tests.fakes.lying_glance import LyingGlance
@@ -75,6 +77,65 @@ async def test_copy_of_a_disk_that_is_deleted_ends(
     with pytest.raises(DiskConflictError, match="deleted"):
         await creation
     await assert_no_trace(slow, KEY)
+
+
+@pytest.mark.parametrize(
+    ("mode", "disk_format"),
+    [
+        (DiskMode.OVERLAY, DiskFormat.QCOW2),
+        (DiskMode.FULL, DiskFormat.QCOW2),
+        (DiskMode.FULL, DiskFormat.RAW),
+    ],
+)
+async def test_base_that_is_found_damaged_just_then_comes_anew(
+    rig: Rig,
+    glance: LyingGlance,
+    image_id: ImageId,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: DiskMode,
+    disk_format: DiskFormat,
+) -> None:
+    """Whoever asks for the disk waits a little longer, and hears nothing of it."""
+    require_programs("qemu-img")
+    spec = DiskSpec(image_id=image_id, size=None, mode=mode, format=disk_format)
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    intend, todo = rig.parts.catalog.begin_disk, [base]
+
+    async def damage_then(*arguments: Any) -> DiskIntent:  # noqa: ANN401 -- those of the catalog
+        intent = await intend(*arguments)
+        if todo:
+            rig.clock.now += 1
+            await rig.repair.damaged(todo.pop(), "a test says so")
+        return intent
+
+    monkeypatch.setattr(rig.parts.catalog, "begin_disk", damage_then)
+    view, created = await rig.disks.create(KEY, spec, NOBODY)
+    assert created
+    assert view.path.exists()
+    assert rig.layout.base(base.base_id, base.format).exists()
+    assert len(glance.calls("data")) == 2
+
+
+async def test_copy_of_a_base_that_is_found_damaged_meanwhile_is_made_again(
+    rig: Rig, glance: LyingGlance, image_id: ImageId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of the damaged file becomes nobody's disk."""
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    path = rig.layout.base(base.base_id, base.format)
+    path.chmod(0o640)
+    path.write_bytes(b"rot!" * (MIB // 4))
+    copy, todo = rig.parts.store.copy_base, [base]
+
+    async def copy_then(source: Path, target: Path, size: int) -> None:
+        await copy(source, target, size)
+        if todo:
+            rig.clock.now += 1
+            await rig.repair.damaged(todo.pop(), "a test says so")
+
+    monkeypatch.setattr(rig.parts.store, "copy_base", copy_then)
+    view, _ = await rig.disks.create(KEY, replace(copy_of(image_id), format=DiskFormat.RAW), NOBODY)
+    assert view.path.read_bytes() == b"data" * (MIB // 4)
+    assert len(glance.calls("data")) == 2
 
 
 @pytest.mark.parametrize("begun", [True, False])
