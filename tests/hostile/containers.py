@@ -74,6 +74,16 @@ def extended(**records: str) -> bytes:
     return tar(described(), tarfile.PAX_FORMAT, pax_headers=records)
 
 
+def extended_again(*, at_end: bool = False) -> bytes:
+    """Give an archive with one more extended header, before another one or at the end."""
+    pax = extended(comment="of the first file")
+    length = 2 * BLOCK  # the header, and the block of its records
+    if not at_end:
+        return pax[:length] + pax
+    end = len(pax.rstrip(b"\0")) // BLOCK * BLOCK + BLOCK
+    return pax[:end] + pax[:length] + bytes(2 * BLOCK)
+
+
 def manifested(more: Mapping[str, bytes], text: bytes | None = None) -> bytes:
     """Give an archive with a manifest: that of its files and ``more``, or this text."""
     files = described()
@@ -141,6 +151,8 @@ ARCHIVES: Final = (
     _archive("a long name of pax", "archive",
              partial(with_files, {"n" * 200: b""}, tarfile.PAX_FORMAT)),
     _archive("a name that pax changes", "archive", partial(extended, path="disk.vmdk")),
+    _archive("an extended header of an extended header", "archive", extended_again),
+    _archive("an extended header of nothing", "archive", partial(extended_again, at_end=True)),
     _archive("a sparse file of pax", "archive", partial(extended, **{"GNU.sparse.major": "1"})),
     _archive("a size that pax changes", "archive", partial(extended, size=str(1 << 60))),
     _archive("two files of one name", "archive",

@@ -14,6 +14,7 @@ from cacheagent.policy.archive import BLOCK, Member, padded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cacheagent.policy.archive import Header
     from cacheagent.policy.ovf import DiskReference
 
 
@@ -48,27 +49,37 @@ class Package:
 
     def _walk(self, length: int) -> dict[str, Member]:
         members: dict[str, Member] = {}
-        position, size = 0, None
+        position = 0
         while position + BLOCK <= length:
-            header = archive.read_header(_exactly(self._fd, BLOCK, position))
-            if header is None:
+            member = self._member(position)
+            if member is None:
                 self._check_end(position, length)
                 return members
-            position += BLOCK
-            if header.extends:
-                size = archive.extended_size(_exactly(self._fd, header.size, position))
-                position += padded(header.size)
-                continue
-            member = Member(
-                name=header.name, offset=position, size=header.size if size is None else size
-            )
-            position, size = position + padded(member.size), None
+            position = member.offset + padded(member.size)
             if position > length:
                 raise archive.refused(f"{member.name!r} ends beyond its end")
             if member.name in members or len(members) == archive.MOST_MEMBERS:
                 raise archive.refused(f"{member.name!r} is there twice, or one too many")
             members[member.name] = member
         raise archive.refused("it has no end")
+
+    def _member(self, position: int) -> Member | None:
+        """Find the file whose header is there, or the extended one before it; None at the end."""
+        header, size = self._header(position), None
+        if header is not None and header.extends:
+            size = archive.extended_size(_exactly(self._fd, header.size, position + BLOCK))
+            position += BLOCK + padded(header.size)
+            header = self._header(position)
+            # As many as fit into an image, and no file, would cost hours.
+            if header is None or header.extends:
+                raise archive.refused("an extended header has no file")
+        if header is None:
+            return None
+        size = header.size if size is None else size
+        return Member(name=header.name, offset=position + BLOCK, size=size)
+
+    def _header(self, position: int) -> Header | None:
+        return archive.read_header(_exactly(self._fd, BLOCK, position))
 
     def _check_end(self, position: int, length: int) -> None:
         # What hides behind the end is read by no tool, and by a person who looks for it only.
