@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cacheagent.cli.settings import Settings, client_options, pass_settings
-from cacheagent.cli.text import print_facts, short_time
+from cacheagent.cli.text import doubt, print_facts, short_time
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
 
 def _pressure(eviction: PressureShape) -> Iterator[tuple[str, object]]:
     """Tell what the last pass could not do; nothing where there was nothing."""
-    for doubt in eviction["doubts"]:
-        yield "nothing is evicted", f"{doubt['path']} {doubt['detail']}"
+    for each in eviction["doubts"]:
+        yield "nothing is evicted", doubt(each)
     if eviction["unmet_bytes"]:
         yield "could not be freed", format_size(eviction["unmet_bytes"])
 

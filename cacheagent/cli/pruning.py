@@ -9,7 +9,7 @@ import click
 
 from cacheagent.cli.settings import Settings, client_options, pass_settings
 from cacheagent.cli.sizes import shown, size_argument
-from cacheagent.cli.text import print_rows, printable, short_time
+from cacheagent.cli.text import doubt, print_rows, printable, short_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,9 +74,9 @@ def _print(pruned: PrunedShape, names: Names) -> None:
         _say("", f"{_bases(staying)} {'would stay' if pruned['dry_run'] else 'stayed'}")
         print_rows(("BASE OF", "NAME", "ON DISK", "WHY"), staying)
     users = (user for each in pruned["stay"] for user in each["users"])
-    doubts = (f"{user['path']} {user['detail']}" for user in users if user["kind"] == "doubt")
-    for doubt in dict.fromkeys(doubts):
-        _say("", f"nothing is evicted while nobody can tell who uses what: {doubt}")
+    doubts = (doubt(user) for user in users if user["kind"] == "doubt")
+    for each in dict.fromkeys(doubts):
+        _say("", f"nothing is evicted while nobody can tell who uses what: {each}")
     if pruned["unmet_bytes"]:
         _say("", f"{shown(pruned['unmet_bytes'])} that are needed cannot be freed")
     if pruned["unmet_inodes"]:
@@ -110,12 +110,8 @@ def _kept(stay: StayingShape) -> str:
 def _late(skipped: SkippedShape) -> str:
     users = skipped["users"]
     # Such a doubt may be about this one base alone, and about no other file.
-    doubts = (
-        f"{user.get('path', '')} {user.get('detail', '')}"
-        for user in users
-        if user["kind"] == "doubt"
-    )
-    return f"{'; '.join((_users(users), *map(str.strip, doubts)))}, seen at the last look"
+    doubts = (doubt(user) for user in users if user["kind"] == "doubt")
+    return f"{'; '.join((_users(users), *doubts))}, seen at the last look"
 
 
 def _users(users: Sequence[UserShape]) -> str:

@@ -28,6 +28,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def doubt(user: Mapping[str, object]) -> str:
+    """Say what keeps everything from eviction; a tenant is not told which file it is about."""
+    words = (user.get("path"), user.get("detail"))
+    return " ".join(str(word) for word in words if word) or "somebody may use a base"
+
+
 def print_json(document: object) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(document, indent=2))

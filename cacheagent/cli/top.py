@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cacheagent.cli.settings import Settings, client_options, pass_settings
 from cacheagent.cli.sizes import shown
-from cacheagent.cli.text import console, printable
+from cacheagent.cli.text import console, doubt, printable
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:
@@ -131,9 +131,8 @@ def _overview(status: StatusShape) -> Iterator[RenderableType]:
         f"{format_size(cache)}{bound}, {format_size(space['reserved_bytes'])} reserved",
     )
     yield table
-    for doubt in status["eviction"]["doubts"]:
-        told = f"nothing is evicted: {doubt['path']} {doubt['detail']}"
-        yield Text(printable(told), style="bold")
+    for each in status["eviction"]["doubts"]:
+        yield Text(printable(f"nothing is evicted: {doubt(each)}"), style="bold")
     yield Text(", ".join(f"{name} {count}" for name, count in counts.items()), style="dim")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import cacheagent
 from cacheagent.model import BaseState, ImageState, SpaceUsage, StatusView
 from cacheagent.policy.eviction import watermark
+from cacheagent.service.images import told
 from cacheagent.service.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Status:
             low_watermark_bytes=low,
             min_free=self._config().eviction.min_free,
             max_size=self._config().eviction.max_size,
-            doubts=self._outcome.doubts,
+            doubts=told(self._outcome.doubts, caller),
             unmet_bytes=self._outcome.unmet_bytes,
             quarantine=await self._quarantine.view(caller, self._access),
             counts=await self._counts(counts),

@@ -69,9 +69,11 @@ class TenantDisks:
             DiskNotFoundError: the instance has no disk of this name, or none for the caller.
 
         """
-        if not await self._may(key.instance_id, caller):
+        # Read before the right is asked for: what is asked about is what is shown.
+        view = await self._disks.show(key)
+        if not await self._may(key.instance_id, caller, [view]):
             raise DiskNotFoundError(f"instance {key.instance_id} has no disk {key.name}")
-        return await self._disks.show(key)
+        return view
 
     async def delete(self, key: DiskKey, caller: Caller) -> None:
         """Remove the disk, and stop its creation.
@@ -88,7 +90,7 @@ class TenantDisks:
         found = await self._disks.instances()
         if caller.token is None:
             return found
-        images = {instance_id: await self._images(instance_id) for instance_id in found}
+        images = {each: await self._images(each, disks) for each, disks in found.items()}
         allowed = await self._access.allowed(frozenset().union(*images.values()), caller)
         return {each: disks for each, disks in found.items() if images[each] <= allowed}
 
@@ -99,9 +101,10 @@ class TenantDisks:
             InstanceNotFoundError: it has none, or none for the caller.
 
         """
-        if not await self._may(instance_id, caller):
+        views = await self._disks.instance(instance_id)
+        if not await self._may(instance_id, caller, views):
             raise InstanceNotFoundError(f"instance {instance_id} has no disks here")
-        return await self._disks.instance(instance_id)
+        return views
 
     async def delete_instance(self, instance_id: InstanceId, caller: Caller) -> None:
         """Remove all disks of the instance, those that are being created too.
@@ -118,16 +121,20 @@ class TenantDisks:
         if not await self._may(instance_id, caller):
             raise OperatorOnlyError(f"{FOREIGN}; it can be removed without a token")
 
-    async def _may(self, instance_id: InstanceId, caller: Caller) -> bool:
+    async def _may(
+        self, instance_id: InstanceId, caller: Caller, shown: Sequence[DiskView] = ()
+    ) -> bool:
         if caller.token is None:
             return True
-        images = await self._images(instance_id)
+        images = await self._images(instance_id, shown)
         return images == await self._access.allowed(images, caller)
 
-    async def _images(self, instance_id: InstanceId) -> frozenset[ImageId]:
-        """Give the images of the instance's disks, of those that are being made as well."""
+    async def _images(
+        self, instance_id: InstanceId, shown: Sequence[DiskView]
+    ) -> frozenset[ImageId]:
+        """Give the images of the instance's disks: shown, there now, and being made."""
         disks = await self._catalog.disks_of_instance(instance_id)
-        there = [disk.image_id for disk in disks]
+        there = [disk.image_id for disk in (*disks, *(view.disk for view in shown))]
         wanted = self._creation.wanted().items()
         coming = [spec.image_id for key, spec in wanted if key.instance_id == instance_id]
         return frozenset(image_id for image_id in (*there, *coming) if image_id is not None)

@@ -1,0 +1,92 @@
+"""Disks and instances as a tenant sees them, also while they change."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
+from cacheagent.model import Caller, DiskSpec, User, UserKind
+from cacheagent.service.outcome import Outcome
+from cacheagent.service.status import Status
+from cacheagent.service.tenancy import TenantDisks
+from tests.fakes import lying_glance
+from tests.fakes.values import disk_key
+from tests.needs import require_programs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp import web
+
+    from cacheagent.model import ImageId
+    from tests.fakes.lying_glance import Exchange, Lie, LyingGlance
+    from tests.service.rig import Rig
+
+OPERATOR = Caller()
+TENANT = Caller(token="tenant")  # noqa: S106 -- the fake takes any
+ROOT, DATA = disk_key(1, "root"), disk_key(1, "data")
+
+
+@pytest.fixture(autouse=True)
+def _qemu_img() -> None:
+    require_programs("qemu-img")
+
+
+@pytest.fixture
+def disks(rig: Rig) -> TenantDisks:
+    """Give the disks as the API gives them."""
+    return TenantDisks(rig.parts, disks=rig.disks, access=rig.access, creation=rig.creation)
+
+
+def meanwhile(private: ImageId, work: Callable[[], Awaitable[object]]) -> Lie:
+    """Do ``work`` while Glance thinks about a first question; ``private`` is not the tenant's."""
+    begun = asyncio.Event()
+
+    async def lie(exchange: Exchange) -> web.StreamResponse:
+        if not begun.is_set():
+            begun.set()
+            await work()
+        if private in exchange.request.path:
+            return await lying_glance.status(404)(exchange)
+        return await lying_glance.body(exchange.data[:1], code=206)(exchange)
+
+    return lie
+
+
+@pytest.mark.parametrize("what", ["instance", "list", "disk"])
+async def test_a_disk_that_is_made_while_glance_is_asked_is_not_shown(
+    rig: Rig, glance: LyingGlance, disks: TenantDisks, what: str
+) -> None:
+    """What a tenant is shown is what Glance was asked about."""
+    public, private = glance.add(b"a" * 4096), glance.add(b"b" * 4096)
+    await rig.disks.create(ROOT, DiskSpec(image_id=public, size=None), OPERATOR)
+
+    async def make() -> None:
+        await rig.disks.create(DATA, DiskSpec(image_id=private, size=None), OPERATOR)
+
+    glance.always("access", meanwhile(private, make))
+    try:
+        if what == "disk":
+            shown = [await disks.show(DATA, TENANT)]
+        elif what == "instance":
+            shown = list(await disks.instance(ROOT.instance_id, TENANT))
+        else:
+            shown = [each for views in (await disks.instances(TENANT)).values() for each in views]
+    except (DiskNotFoundError, InstanceNotFoundError):
+        shown = []
+    assert private not in {view.disk.image_id for view in shown}
+
+
+async def test_a_tenant_is_told_of_a_doubt_and_not_of_whose_file_it_is(rig: Rig) -> None:
+    """The operator is: it is for him to do something about it."""
+    outcome = Outcome(rig.parts)
+    path = Path("/guests/of-somebody/disk")
+    outcome.doubts = (User(kind=UserKind.DOUBT, path=path, detail="cannot be read"),)
+    status = Status(rig.parts, bases=rig.bases, outcome=outcome, access=rig.access)
+    assert [each.path for each in (await status.status(OPERATOR)).doubts] == [path]
+    (told,) = (await status.status(TENANT)).doubts
+    assert (told.kind, told.path, told.detail) == (UserKind.DOUBT, None, None)
