@@ -116,7 +116,11 @@ async def run(
     told, tell = os.pipe()
     try:
         command = [*words(files, argv[0], tell=tell), *argv]
-        completed = await run_limited(command, limits=limits, on_stdout=on_stdout, pass_fds=(tell,))
+        # Both ends: when the daemon goes, bubblewrap must not die of the broken pipe before the
+        # shell hears of it, and leave its child alone.
+        completed = await run_limited(
+            command, limits=limits, on_stdout=on_stdout, pass_fds=(told, tell)
+        )
     finally:
         os.close(tell)
         await asyncio.to_thread(wait_until_gone, told)

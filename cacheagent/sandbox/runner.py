@@ -56,7 +56,7 @@ def _run(order: Order, streams: list[int], connection: socket.socket) -> int:
         cwd="/",
         env=ENVIRONMENT,
         start_new_session=True,
-        pass_fds=(tell,),
+        pass_fds=(told, tell),
     ) as process:
         os.close(tell)
         _wait(process.pid, connection)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import signal
 import socket
 import stat
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,8 +25,8 @@ from cacheagent.errors import (
 )
 from cacheagent.model import SandboxKind
 from cacheagent.process import Completed, Limits
-from cacheagent.sandbox import Files, Sandbox, find_sandbox, runner
-from tests.needs import require, require_programs
+from cacheagent.sandbox import Files, Sandbox, bubblewrap, find_sandbox, runner
+from tests.needs import require, require_bubblewrap, require_programs
 
 MIB = 1 << 20
 F_OFD_SETLK = 37
@@ -269,6 +272,33 @@ async def test_a_unit_that_is_stopped_is_told_from_a_program_that_fails(tmp_path
         with pytest.raises(HostUnavailableError, match="bash was killed by SIGTERM"):
             await shell(stopped, "true")
         await serving
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_bubblewrap_needs_nobody_to_hear_what_it_has_begun(*, kept: bool) -> None:
+    """A daemon that goes does not break the pipe by which bubblewrap tells of its first process.
+
+    Without the other end in its own hands it dies of that, and its child waits for it for ever.
+    """
+    require_bubblewrap()
+    told, tell = os.pipe()
+    words = bubblewrap.words(Files(), "true", tell=tell)
+    # The program is started late enough for the pipe to be closed here.
+    waiting = ["sh", "-c", 'read -r _; exec "$@"', "sh", *words, "true"]
+    ends = (told, tell) if kept else (tell,)
+    with subprocess.Popen(
+        waiting, stdin=subprocess.PIPE, pass_fds=ends, start_new_session=True
+    ) as process:
+        os.close(told)
+        os.close(tell)
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        try:
+            assert (process.wait() == 0) is kept
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 class Refusals:
