@@ -151,7 +151,7 @@ IMAGE_ROUTES = (
         summary="Evict the base of the image now.",
         handler=images.evict,
         answers=_DONE,
-        problems=(*_ACCESS, BaseInUseError),
+        problems=(*_ACCESS, BaseInUseError, OperatorOnlyError),
     ),
     Route(
         operation="image_why",

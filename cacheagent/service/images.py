@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.errors import BaseInUseError, ImageNotFoundError
+from cacheagent.errors import BaseInUseError, ImageNotFoundError, OperatorOnlyError
 from cacheagent.model import (
     BaseState,
     CachedImage,
@@ -20,7 +20,7 @@ from cacheagent.sync.uninterrupted import uninterrupted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cacheagent.model import Base, Caller, ImageId
+    from cacheagent.model import Base, BaseId, Caller, ImageId
     from cacheagent.service.access import Access
     from cacheagent.service.bases import Bases
     from cacheagent.service.eviction import Evictions
@@ -148,6 +148,7 @@ class Images:
         Raises:
             ImageNotFoundError: it is neither cached nor coming.
             BaseInUseError: somebody uses it, or that cannot be told.
+            OperatorOnlyError: the base is that of images as well that the caller may not have.
 
         """
         await self._access.check(image_id, caller)
@@ -157,9 +158,17 @@ class Images:
         if cached.base_id is None:
             await self._bases.forget(image_id)
             return
+        await self._refuse_shared(cached.base_id, caller)
         base = await self._catalog.base(cached.base_id)
         if base is not None and (users := await self._evictions.evict(base, Reason.OPERATOR)):
             raise _in_use(image_id, told(users, caller))
+
+    async def _refuse_shared(self, base_id: BaseId, caller: Caller) -> None:
+        if caller.token is None:
+            return
+        images = {each.image.image_id for each in await self._catalog.images_of(base_id)}
+        if images != await self._access.allowed(images, caller):
+            raise OperatorOnlyError("this base is not of images of this token alone")
 
     async def _known(self, image_id: ImageId) -> CachedImage:
         cached = await self._catalog.image(image_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
+from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError, OperatorOnlyError
 from cacheagent.model import Caller, DiskSpec, User, UserKind
 from cacheagent.service.outcome import Outcome
 from cacheagent.service.status import Status
@@ -79,6 +79,25 @@ async def test_a_disk_that_is_made_while_glance_is_asked_is_not_shown(
     except (DiskNotFoundError, InstanceNotFoundError):
         shown = []
     assert private not in {view.disk.image_id for view in shown}
+
+
+async def test_a_tenant_with_equal_content_does_not_evict_the_base_of_others(
+    rig: Rig, glance: LyingGlance
+) -> None:
+    """Who has the same bytes has no right to what they are to somebody else."""
+    hers, his = glance.add(b"a" * 4096), glance.add(b"a" * 4096)
+    for image_id in (hers, his):
+        await rig.bases.ensure(image_id, OPERATOR)
+    glance.always("access", meanwhile(hers, _nothing))
+    with pytest.raises(OperatorOnlyError):
+        await rig.images.evict(his, TENANT)
+    glance.truth("access")
+    await rig.images.evict(his, TENANT)
+    assert await rig.parts.catalog.bases() == []
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def test_a_tenant_is_told_of_a_doubt_and_not_of_whose_file_it_is(rig: Rig) -> None:
