@@ -20,7 +20,7 @@ OTHER = "6d1c1f3a-0c55-4b7e-9d53-0a53c0a1b002"
 class Images:
     """The images that there are: in two blocks, in qcow2, the first again, a small one, a bad one.
 
-    The ``bad`` one is not of the format that Glance says.
+    The ``bad`` one is not of the format that Glance says. Two lie in containers.
     """
 
     raw: Image
@@ -28,10 +28,13 @@ class Images:
     twin: Image
     small: Image
     bad: Image
+    stream: Image
+    archive: Image
 
     def all(self) -> tuple[Image, ...]:
         """Give all of them."""
-        return (self.raw, self.qcow2, self.twin, self.small, self.bad)
+        plain = (self.raw, self.qcow2, self.twin, self.small, self.bad)
+        return (*plain, self.stream, self.archive)
 
 
 async def _nothing(_world: World, _images: Images) -> None:
@@ -185,6 +188,7 @@ def _lose_catalog_amid_leftovers(world: World) -> None:
     shutil.copy(base, state / "trash" / base.name)
     shutil.copy(base, state / "ingest" / f"{ONE}.part")
     shutil.copy(base, state / "ingest" / f"{ONE}.raw")
+    shutil.copy(base, state / "ingest" / f"{ONE}.unpacked")
     (state / "ingest" / f".{ONE}.part.json.making").touch()
     (state / "bases" / f".{base.name}.json.making").touch()
     (state / "templates" / f".{template.name}.making").touch()
@@ -240,6 +244,14 @@ SCENARIOS = (
         name="ingest with a conversion",
         before=_used,
         deed=lambda world, images: world.pull(images.qcow2),
+    ),
+    Scenario(
+        name="ingest of a compressed image",
+        deed=lambda world, images: world.pull(images.stream),
+    ),
+    Scenario(
+        name="ingest of an archive",
+        deed=lambda world, images: world.pull(images.archive),
     ),
     Scenario(
         name="ingest of content that is here",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
 import os
 import tempfile
@@ -24,6 +25,7 @@ from tests.crash.scenarios import MIB, SCENARIOS, Images, Scenario
 from tests.crash.trial import Trial, try_all
 from tests.crash.world import Image, World
 from tests.e2e.agent import without_keystone
+from tests.fakes.containers import ova
 from tests.fakes.images import made_by_qemu
 from tests.fakes.lying_glance import LyingGlance
 from tests.needs import require_programs
@@ -64,15 +66,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     # The last block is neither full nor a multiple of what direct I/O asks for.
     raw = os.urandom(4 * MIB) + bytes(MIB) + os.urandom(1536)
     content = os.urandom(MIB) + bytes(MIB)
-    path = tmp_path_factory.mktemp("images") / "disk.qcow2"
-    qcow2 = made_by_qemu(path, "qcow2", "", content).read_bytes()
+    folder = tmp_path_factory.mktemp("images")
+    qcow2 = made_by_qemu(folder / "disk.qcow2", "qcow2", "", content).read_bytes()
     small = os.urandom(64 << 10)
+    # As short as can be: each block is a step.
+    packed = os.urandom(64 << 10)
+    vmdk = made_by_qemu(
+        folder / "disk.vmdk", "vmdk", "subformat=streamOptimized", packed
+    ).read_bytes()
     return Images(
         raw=_image(1, raw),
         twin=_image(2, raw),
         small=_image(3, small),
         qcow2=_image(4, qcow2, "qcow2", content),
         bad=replace(_image(5, os.urandom(64 << 10), "qcow2"), refused=True),
+        stream=replace(
+            _image(6, gzip.compress(packed), "raw", packed), container_format="compressed"
+        ),
+        archive=replace(_image(7, ova(vmdk, len(packed)), "vmdk", packed), container_format="ova"),
     )
 
 
@@ -93,7 +104,12 @@ async def worlds(servers: list[ForkServer], images: Images) -> AsyncIterator[lis
     """Give each worker an agent in a folder of its own; all get the same images."""
     async with LyingGlance() as glance:
         for image in images.all():
-            glance.add(image.data, id=image.image_id, disk_format=image.disk_format)
+            glance.add(
+                image.data,
+                id=image.image_id,
+                disk_format=image.disk_format,
+                container_format=image.container_format,
+            )
         settings = without_keystone(glance.url, **QUIET)
         with contextlib.ExitStack() as stack:
             folders = [

@@ -35,6 +35,7 @@ class Image:
     disk_format: str
     data: bytes = field(repr=False)
     content: bytes = field(repr=False)
+    container_format: str = "bare"
     refused: bool = False
 
 
