@@ -124,9 +124,11 @@ async def glance(service: LyingGlance, notes: Notes) -> AsyncIterator[Glance]:
         yield glance
 
 
-def client(tokens: TokenSource, notes: Notes, *, stall: float = 30.0) -> Glance:
+def client(
+    tokens: TokenSource, notes: Notes, *, stall: float = 30.0, connect: float = 10.0
+) -> Glance:
     """Make a client that waits for nothing."""
-    settings = GlanceSettings(stall_timeout=stall, retries=2)
+    settings = GlanceSettings(connect_timeout=connect, stall_timeout=stall, retries=2)
     return Glance(settings, tokens, hooks=notes.hooks(), backoff=Backoff(pause=notes.wait))
 
 
@@ -321,6 +323,26 @@ async def test_after_the_last_retry_glance_is_unavailable(
         await glance.show(service.add(DATA), NOBODY)
     assert caught.value.retry_after == 17
     assert notes.waits == [17.0, 17.0]
+
+
+@pytest.mark.parametrize("asked", ["3601", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_a_server_sends_nobody_away_for_days(
+    glance: Glance, service: LyingGlance, asked: str
+) -> None:
+    """What it asks for is passed on within reason."""
+    service.always("show", lies.status(503, Retry_After=asked))
+    with pytest.raises(GlanceUnavailableError) as caught:
+        await glance.show(service.add(DATA), NOBODY)
+    assert caught.value.retry_after == 3600
+
+
+async def test_metadata_that_drip_count_as_a_failure(service: LyingGlance, notes: Notes) -> None:
+    """A server that is never silent, and never ends, does not hold us for ever either."""
+    image_id = service.add(DATA)
+    service.lie("show", lies.dripping())
+    async with client(NoIdentity(service.url), notes, stall=0.5, connect=1.0) as glance:
+        assert (await glance.show(image_id, NOBODY)).image_id == image_id
+    assert notes.waits
 
 
 async def test_silence_counts_as_a_failure(service: LyingGlance, notes: Notes) -> None:

@@ -295,6 +295,20 @@ def silence(after: int) -> Lie:
     return lie
 
 
+def dripping() -> Lie:
+    """Begin an answer and send a blank now and then, for ever."""
+
+    async def lie(exchange: Exchange) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(exchange.request)
+        while not exchange.over.is_set():
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+        return response
+
+    return lie
+
+
 def no_answer() -> Lie:
     """End the connection instead of an answer."""
 

@@ -88,6 +88,11 @@ class _Download:
         return Ask(call="data", image_id=self.image.image_id, caller=self.caller, byte_range=wanted)
 
 
+LONGEST_ASKED = 3600.0
+"""Seconds of a Retry-After that callers are told at most: a slip of a server is to keep nobody
+away for days."""
+
+
 class Glance:
     """A client of the image service, to be started and closed, or used as a context.
 
@@ -269,5 +274,5 @@ class Glance:
             asked, hopeless = error.asked, error.hopeless
         _log.warning("glance_failure", error=str(error), failures_in_a_row=attempts.failures + 1)
         if hopeless or not await attempts.again(asked):
-            retry_after = max(error.retry_after, int(asked or 0))
+            retry_after = max(error.retry_after, int(min(asked or 0, LONGEST_ASKED)))
             raise GlanceUnavailableError(str(error), retry_after=retry_after) from error

@@ -67,6 +67,7 @@ class TokenSource(Protocol):
 class GlanceSettings:
     """How to talk to the image service: seconds to connect, seconds of silence, retries in a row.
 
+    The seconds bound an answer without data as a whole, one with data only while it is silent.
     ``ca_file`` replaces the system's certificate authorities.
     """
 
@@ -207,9 +208,6 @@ class Channel:
         trust = True if ca_file is None else await asyncio.to_thread(_trust, ca_file)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=trust),
-            timeout=aiohttp.ClientTimeout(
-                sock_connect=self._settings.connect_timeout, sock_read=self._settings.stall_timeout
-            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "cacheagent", "Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -267,7 +265,7 @@ class Channel:
         return answer
 
     async def _ask(self, endpoint: str, ask: Ask, token: str | None) -> Answer:
-        headers = _headers(ask, token)
+        headers = dict(_headers(ask, token))
         response = await self._get(ask.call, await self._base(endpoint) + ask.path, headers)
         return Answer(response, on_failure=lambda: self._rest(endpoint))
 
@@ -301,13 +299,21 @@ class Channel:
             raise RuntimeError("Glance is used before start or after close")
         try:
             # aiohttp would send X-Auth-Token on to whatever origin a redirect names.
-            response = await self._session.get(url, headers=headers, allow_redirects=False)
+            response = await self._session.get(
+                url, headers=headers, allow_redirects=False, timeout=self._patience(call)
+            )
         except (aiohttp.ClientError, OSError) as error:
             self._note(call, "none", reachable=False)
             raise _failure(url, error) from error
         reachable = response.status < HTTPStatus.INTERNAL_SERVER_ERROR
         self._note(call, str(response.status), reachable=reachable)
         return response
+
+    def _patience(self, call: str) -> aiohttp.ClientTimeout:
+        connect, stall = self._settings.connect_timeout, self._settings.stall_timeout
+        # Who sends metadata byte by byte is never silent.
+        total = None if call == "data" else connect + stall
+        return aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=stall)
 
     def _note(self, call: str, status: str, *, reachable: bool) -> None:
         self._on_request(call, status)
@@ -368,11 +374,7 @@ def _failure(url: str, error: Exception) -> FailureError:
     return FailureError(f"Glance at {url}: {str(error) or type(error).__name__}")
 
 
-def _headers(ask: Ask, own_token: str | None) -> dict[str, str]:
-    return dict(_each_header(ask, own_token))
-
-
-def _each_header(ask: Ask, own_token: str | None) -> Iterator[tuple[str, str]]:
+def _headers(ask: Ask, own_token: str | None) -> Iterator[tuple[str, str]]:
     callers_token = ask.caller.token
     if callers_token is not None and not re.fullmatch(r"[\x21-\x7e]+", callers_token):
         raise UnauthenticatedError("the token has characters that no token has")
