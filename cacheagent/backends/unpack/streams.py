@@ -108,9 +108,13 @@ def blocks(read: Callable[[int], bytes], how: Compression) -> Iterator[bytes]:
             if decoder.needs_input and not data:
                 raise _refused(how, "ends too early")
             continue
-        data = _after(decoder.unused_data, read)
-        if not data:
-            return
+        # Zeros behind a stream are padding (xz), or of no meaning (gzip).
+        data = decoder.unused_data.lstrip(b"\0")
+        while not data:
+            if not (rest := read(INPUT)):
+                return
+            data = rest.lstrip(b"\0")
+            yield b""
         members += 1
         if members > FREE_MEMBERS + given // LEAST_OF_MEMBER:
             raise _refused(how, "is in too many pieces for what it holds")
@@ -122,14 +126,6 @@ def _decompress(decoder: _Decoder, data: bytes, how: Compression) -> bytes:
         return decoder.decompress(data, BLOCK_SIZE)
     except _ERRORS as error:
         raise _refused(how, f"is damaged, or not the whole of the image: {error}") from error
-
-
-def _after(rest: bytes, read: Callable[[int], bytes]) -> bytes:
-    """Give what follows a stream behind zeros, which are padding (xz) and of no meaning (gzip)."""
-    while not (found := rest.lstrip(b"\0")):
-        if not (rest := read(INPUT)):
-            return b""
-    return found
 
 
 def _refused(how: Compression, what: str) -> ImageUnacceptableError:

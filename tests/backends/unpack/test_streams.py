@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import zlib
 from typing import TYPE_CHECKING
@@ -48,6 +49,15 @@ def test_streams_one_behind_another(how: Compression) -> None:
 def test_zeros_behind_a_stream(how: Compression) -> None:
     """Padding up to a block means nothing."""
     assert undone(COMPRESS[how](ONE) + bytes(100_000), how) == ONE
+
+
+@each
+def test_padding_without_end_is_read_in_steps(how: Compression) -> None:
+    """Who waits for the next block waits for little reading, however many zeros are behind it."""
+    source = io.BytesIO(COMPRESS[how](b"x") + bytes(100 * streams.INPUT))
+    ends = [0, *(source.tell() for _ in streams.blocks(source.read, how)), source.tell()]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
+    assert max(steps) <= 2 * streams.INPUT
 
 
 @each
