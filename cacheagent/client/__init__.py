@@ -14,7 +14,8 @@ a path go over TCP. Answers are the JSON of the API. Every method raises
   Where the daemon says when to try again, ``problem["retry_after"]`` has the seconds;
 - ``DaemonUnreachableError`` where no daemon answers.
 
-Nothing is tried again here: whoever calls knows how long to go on.
+Two things are tried again here: what was answered by 429, up to five times, when the daemon says;
+and a stream of events that was cut. The rest is left to who calls, and knows how long to go on.
 """
 
 from cacheagent.client.aio import AsyncClient
