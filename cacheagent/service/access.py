@@ -63,16 +63,16 @@ class Access:
             return
         key = hashlib.sha256(caller.token.encode()).digest(), image_id
         if self._allowed.get(key, 0.0) > self._clock():
-            self._checks.labels(result="remembered").inc()
+            self._count(image_id, "remembered")
             return
         self._allowed.pop(key, None)
         try:
             await self._asking.run(key, lambda: self._ask(image_id, caller))
         except ProblemError as error:
             refused = error.status < ProblemError.status
-            self._checks.labels(result="denied" if refused else "error").inc()
+            self._count(image_id, "denied" if refused else "error")
             raise
-        self._checks.labels(result="allowed").inc()
+        self._count(image_id, "allowed")
         while len(self._allowed) >= MEMORY:
             del self._allowed[next(iter(self._allowed))]
         self._allowed[key] = self._clock() + self._config().glance.access_ttl
@@ -117,6 +117,11 @@ class Access:
             for check in checks:
                 check.cancel()
         return frozenset(each for each, may in zip(image_ids, answers, strict=True) if may)
+
+    def _count(self, image_id: ImageId | None, result: str) -> None:
+        """Count a check of an image; that of a token alone is a request to Glance, and no more."""
+        if image_id is not None:
+            self._checks.labels(result=result).inc()
 
     async def _ask(self, image_id: ImageId | None, caller: Caller) -> None:
         with log.under_request(caller.request_id):

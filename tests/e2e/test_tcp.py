@@ -19,6 +19,7 @@ from cacheagent.errors import DaemonUnreachableError, RequestFailedError
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.e2e.command import cacheagent
 from tests.fakes.certificate import write_certificate
+from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -189,7 +190,12 @@ async def test_address_beyond_this_machine_needs_a_guard(tls: dict[str, str]) ->
 
 async def test_keystone_token_can_be_demanded() -> None:
     """With api.require_token nobody is served without saying for whom, over the socket neither."""
-    async with listening(require_token=True) as agent:
+    async with (
+        LyingGlance() as glance,
+        agent_on(
+            without_keystone(glance.url, api={"listen": "127.0.0.1:0", "require_token": True})
+        ) as agent,
+    ):
         answer = await agent.ask("GET", "/v1/instances")
         assert (answer.status, answer.problem) == (401, "unauthenticated")
         answer = await agent.ask("GET", "/v1/instances", headers={"X-Auth-Token": "tenant"})

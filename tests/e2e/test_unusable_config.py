@@ -56,9 +56,9 @@ async def refusal(folder: Path, settings: Settings) -> str:
     ("section", "settings", "sentence"),
     [
         ("storage", {"file_group": "nobodys"}, "storage.file_group: there is no group 'nobodys'"),
-        ("storage", {"state_dir": "{junk}"}, "[storage]: {junk}: File exists"),
+        ("storage", {"state_dir": "{junk}"}, "[storage]: {junk}: is no folder"),
         ("storage", {"instances_dir": "{junk}/x"}, "[storage]: {junk}: File exists"),
-        ("storage", {"instances_dir": "{junk}"}, "[storage]: {junk}: File exists"),
+        ("storage", {"instances_dir": "{junk}"}, "[storage]: {junk}: is no folder"),
         ("api", {"socket_group": "nobodys"}, "api.socket_group: there is no group 'nobodys'"),
         ("api", {"token_file": "{junk}"}, "api.token_file: {junk}: line 1 is not the SHA-256"),
         ("api", {"token_file": "{junk}x"}, "api.token_file: {junk}x: No such file or directory"),
