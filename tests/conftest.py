@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from blockbuster import blockbuster_ctx
 
+from tests.fakes.lying_glance import LyingGlance
+from tests.needs import require_programs
+
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
 # Where stevedore notes the plugins that it found: else it does so in the home of who runs this,
 # and reads the place when it is imported.
@@ -27,6 +30,19 @@ def _no_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with blockbuster_ctx("cacheagent"):
         yield
+
+
+@pytest.fixture
+def qemu_img() -> None:
+    """Skip a test on a machine that cannot make disks."""
+    require_programs("qemu-img")
+
+
+@pytest.fixture
+async def glance() -> AsyncIterator[LyingGlance]:
+    """Run an image service that lies when it is told to."""
+    async with LyingGlance() as service:
+        yield service
 
 
 @pytest.hookimpl(wrapper=True)

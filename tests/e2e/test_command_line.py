@@ -21,12 +21,13 @@ from tests.e2e import qemu
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.e2e.command import Finished, cacheagent
 from tests.fakes import lying_glance
-from tests.fakes.lying_glance import LyingGlance
 from tests.images import real_images
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 DONE, REFUSED, USAGE, UNREACHABLE = range(4)
@@ -57,13 +58,6 @@ async def agent(image_service: str) -> AsyncIterator[Agent]:
     """Run a daemon on that image service."""
     async with agent_on(without_keystone(image_service)) as running:
         yield running
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that does as it is told."""
-    async with LyingGlance() as service:
-        yield service
 
 
 async def run(agent: Agent, *words: str) -> Finished:

@@ -12,11 +12,12 @@ import pytest
 
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.fakes import lying_glance
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 DATA = os.urandom(96 * MIB)
@@ -26,13 +27,6 @@ ARRIVED = 92 * MIB
 RECORDED = range(64 * MIB, ARRIVED + 1)
 """What the agent may have written down by then. The 64th MiB is on the disk before the last of
 these pieces comes, since no more than four blocks of 4 MiB are on their way there."""
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

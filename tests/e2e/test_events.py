@@ -14,28 +14,17 @@ from cacheagent.api.server import STOP_SECONDS
 from cacheagent.client import AsyncClient
 from cacheagent.errors import DaemonUnreachableError, RequestFailedError
 from tests.e2e.agent import Agent, agent_on, without_keystone
-from tests.fakes.lying_glance import LyingGlance
-from tests.needs import require_programs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from cacheagent.client.shapes import EventShape
+    from tests.fakes.lying_glance import LyingGlance
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
 
 MIB = 1 << 20
 SECONDS = 60
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import pytest
 from tests.e2e.agent import without_keystone
 from tests.e2e.filesystem import Filler, Gauge, agent_on_filesystem
 from tests.fakes import lying_glance
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from tests.e2e.agent import Agent, Answer
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -46,13 +46,6 @@ ENOUGH = 5000
 
 KINDS = pytest.mark.parametrize("kind", ["xfs", "ext4"])
 EVICTABLE = pytest.mark.parametrize("evictable", [False, True], ids=["nothing", "evictable"])
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
 
 
 def settings(glance: LyingGlance, **eviction: object) -> dict[str, dict[str, object]]:

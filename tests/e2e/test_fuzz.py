@@ -21,11 +21,12 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks as rules
 
 from tests.e2e.agent import Agent, agent_on, without_keystone
-from tests.fakes.lying_glance import LyingGlance
 from tests.images import real_images
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from tests.fakes.lying_glance import LyingGlance
 
 EXAMPLES = int(os.environ.get("CACHEAGENT_FUZZ_EXAMPLES", "200"))
 CREATE = "PUT /v1/instances/{instance_id}/disks/{name}"
@@ -53,13 +54,6 @@ FUZZ = settings(
     # Requests that wait for a download, and descriptions with long patterns, take their time.
     suppress_health_check=list(HealthCheck),
 )
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that has good images and bad ones."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

@@ -13,21 +13,15 @@ import pytest
 from tests.e2e.agent import Agent, agent_on, bearing, without_keystone
 from tests.fakes import lying_glance
 from tests.fakes.keystone import PASSWORD, FakeKeystone
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.fakes.lying_glance import LyingGlance
+
 MIB = 1 << 20
 REQUEST_ID = "X-OpenStack-Request-ID"
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

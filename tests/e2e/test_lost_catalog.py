@@ -10,24 +10,17 @@ import pytest
 
 from tests.e2e.agent import agent_on, without_keystone
 from tests.fakes.images import made_by_qemu
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.e2e.agent import Agent
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 NEW = {"pinned", "last_used_at", "users", "created_at", "image_id", "spec", "cache"}
 """Members that only the catalog knew, or that are about it."""
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

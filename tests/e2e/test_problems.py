@@ -12,22 +12,15 @@ import pytest
 
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.fakes import lying_glance
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.e2e.agent import Answer
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 RAW = {"disk_format": "raw"}
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

@@ -11,25 +11,17 @@ import pytest
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.e2e.command import cacheagent
 from tests.e2e.filesystem import Filler, agent_on_filesystem
-from tests.fakes.lying_glance import LyingGlance
 from tests.needs import require_programs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.e2e.agent import Answer
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 SYSTEM = 320 * MIB
 """The smallest XFS is 300 MiB."""
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
 
 
 async def pull(agent: Agent, image_id: str) -> Answer:

@@ -12,20 +12,14 @@ import pytest
 
 from tests.e2e.agent import Agent, agent_on, without_keystone
 from tests.e2e.gate import gated
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.fakes.lying_glance import LyingGlance
+
 MIB = 1 << 20
 JSON = {"format": "json"}
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

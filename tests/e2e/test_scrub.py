@@ -7,24 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.e2e.agent import Agent, agent_on, without_keystone
-from tests.fakes.lying_glance import LyingGlance
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from tests.fakes.lying_glance import LyingGlance
+
 
 MIB = 1 << 20
 DATA = os.urandom(6 * MIB)
 LONG_AGO = {"interval": "1s"}
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 def rot(base: Path) -> None:

@@ -23,13 +23,6 @@ DATA = os.urandom(2 * MIB)
 
 
 @pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
-
-
-@pytest.fixture
 async def agent(glance: LyingGlance) -> AsyncIterator[Agent]:
     """Run a daemon on it."""
     settings = without_keystone(glance.url, log={"format": "json"}, glance={"retries": 0})

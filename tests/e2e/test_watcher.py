@@ -16,27 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.agent import Agent, agent_on, without_keystone
-from tests.fakes.lying_glance import LyingGlance
-from tests.needs import require, require_programs
+from tests.needs import require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from tests.fakes.lying_glance import LyingGlance
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 DATA = os.urandom(4 << 20)
 HOUR = 3600
 INSTANCES = "/v1/instances"
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

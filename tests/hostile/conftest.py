@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes.lying_glance import LyingGlance
 from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on
 
@@ -16,17 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.fakes.lying_glance import LyingGlance
+
 
 @pytest.fixture(autouse=True)
 def _qemu_img() -> None:
     require_programs("qemu-img")
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that stores whatever it is given."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

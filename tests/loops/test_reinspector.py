@@ -12,7 +12,6 @@ from cacheagent.loops.reinspector import REST, Reinspector
 from cacheagent.model import BaseState
 from cacheagent.service.reinspect import Reinspect
 from tests.fakes.lying_glance import LyingGlance, no_answer
-from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on
 from tests.service.trusting import bring, make_old, qcow2_of, row_of
 
@@ -21,19 +20,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 DATA = os.urandom(1 << 20)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from cacheagent.loops.scrubber import POLL, REST, Scrubber
 from cacheagent.model import BaseState, Caller, DiskSpec, VerificationOutcome
 from cacheagent.service.repair import Repair
 from cacheagent.service.verify import Verify
-from tests.fakes.lying_glance import LyingGlance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on, until
 
 if TYPE_CHECKING:
@@ -24,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.model import Base
+    from tests.fakes.lying_glance import LyingGlance
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
 
 MIB = 1 << 20
 DAY = 86400.0
@@ -45,14 +46,6 @@ class Sleep:
         self._rig.clock.now += seconds
         if len(self.slept) >= self._rounds:
             raise asyncio.CancelledError
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    require_programs("qemu-img")
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 
 from cacheagent.model import SandboxKind
 from tests.e2e.agent import Agent, agent_on, without_keystone
-from tests.fakes.lying_glance import LyingGlance
 from tests.needs import require_programs
 from tests.test_process import wait_for_ends
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from cacheagent.sandbox import Sandbox
+    from tests.fakes.lying_glance import LyingGlance
 
 MIB = 1 << 20
 
@@ -29,13 +29,6 @@ SLOW = """#!/bin/sh
 shift
 exec qemu-img convert -r 64k "$@"
 """
-
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service."""
-    async with LyingGlance() as service:
-        yield service
 
 
 @pytest.fixture

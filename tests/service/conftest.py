@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes.lying_glance import LyingGlance
 from tests.service.rig import Rig, in_a_task, rig_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-
-@pytest.fixture
-async def glance() -> AsyncIterator[LyingGlance]:
-    """Run an image service that lies when it is told to."""
-    async with LyingGlance() as service:
-        yield service
+    from tests.fakes.lying_glance import LyingGlance
 
 
 @pytest.fixture

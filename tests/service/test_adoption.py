@@ -11,7 +11,6 @@ import pytest
 from cacheagent.model import CacheResult, Caller, DiskFormat, DiskSpec
 from tests.fakes.images import made_by_qemu
 from tests.fakes.values import NOW, disk_key
-from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on
 
 if TYPE_CHECKING:
@@ -22,14 +21,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 NOBODY = Caller()
 RAW, QCOW2 = DiskFormat.RAW, DiskFormat.QCOW2
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from cacheagent.errors import (
 )
 from cacheagent.model import CacheResult, Caller, SpaceUsage
 from tests.fakes import lying_glance
-from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
@@ -36,16 +35,13 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = os.urandom(12 * MIB)
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
 STRANGER = Caller(token="stranger")  # noqa: S106 -- nor this
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 async def wait_for(rig: Rig, image_id: ImageId, *callers: Caller) -> list[asyncio.Task[Ensured]]:

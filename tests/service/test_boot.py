@@ -29,7 +29,6 @@ from cacheagent.model import (
     InstanceId,
 )
 from tests.fakes import lying_glance
-from tests.needs import require_programs
 from tests.service.rig import state_of, until
 
 if TYPE_CHECKING:
@@ -37,15 +36,12 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 NOBODY = Caller()
 ROOT = os.urandom(1 << 20)
 KERNEL = b"\x1f\x8b" + os.urandom(70_001)
 RAMDISK = b"070701" + os.urandom(1_000)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

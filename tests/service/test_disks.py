@@ -28,7 +28,6 @@ from cacheagent.model import (
 )
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import assert_no_trace, state_of, until
 
 if TYPE_CHECKING:
@@ -42,16 +41,13 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = b"data" * (MIB // 4)
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
 KEY = disk_key(1)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

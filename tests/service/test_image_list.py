@@ -11,7 +11,6 @@ from cacheagent.errors import GlanceUnavailableError, UnauthenticatedError
 from cacheagent.model import Caller, ImageId
 from cacheagent.service import access
 from tests.fakes import lying_glance
-from tests.needs import require_programs
 from tests.service.rig import until
 
 if TYPE_CHECKING:
@@ -20,13 +19,10 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import Exchange, LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 async def listed(rig: Rig) -> set[ImageId]:

@@ -16,22 +16,18 @@ from cacheagent.errors import (
 from cacheagent.model import CacheResult, Caller, DiskSpec, ImageState
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import until
 
 if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = b"data" * (MIB // 4)
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 async def test_what_is_coming_is_not_evicted(rig: Rig, glance: LyingGlance) -> None:

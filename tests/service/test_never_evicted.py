@@ -21,7 +21,6 @@ from cacheagent.model import Base, Caller, DiskSpec, ImageId, Lease, UserKind
 from cacheagent.policy.eviction import Demand, DemandKind, Reason
 from tests.fakes.guest import running_qemu
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from cacheagent.service.bases import Ensured
     from cacheagent.service.outcome import Pass
     from tests.fakes.lying_glance import LyingGlance
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
 
 MIB = 1 << 20
 DAY = 86_400
@@ -78,11 +79,6 @@ class Cache:
     def is_whole(self) -> None:
         """Check that the base lies where it did, as it came."""
         assert self.path.read_bytes() == b"k" * MIB
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

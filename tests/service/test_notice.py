@@ -12,7 +12,6 @@ from cacheagent.model import Caller, DiskSpec, DiskState
 from cacheagent.service.events import EventKind
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import assert_no_trace, state_of, until
 
 if TYPE_CHECKING:
@@ -21,14 +20,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 DATA = b"data" * (1 << 18)
 NOBODY = Caller()
 KEY, OTHER = disk_key(1), disk_key(2)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from cacheagent.policy.eviction import Reason, Rule
 from cacheagent.service.operator import Operator
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import Exchange, Lie, LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from cacheagent.errors import ConfigError, HostUnavailableError, ProblemError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, ImageId
 from cacheagent.policy.layout import Layout, unfinished
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 NOBODY = Caller()
 KEY = disk_key(1)
 DATA = b"data" * (1 << 18)
@@ -28,11 +29,6 @@ PRECIOUS = b"precious" * 512
 NAMES = ("root.qcow2", "root.raw", "root.qcow2.making", "root.raw.making")
 
 Planting = dict[str, tuple[bytes, int, int, int]]
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from cacheagent.backends.store import files
 from cacheagent.errors import DiskFullError, InsufficientSpaceError, QemuImgError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on
 
 if TYPE_CHECKING:
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 NOBODY = Caller()
 BOUNDS = {"min_free": 0, "min_age": 0, "high_watermark": 100, "max_size": 20 * MIB}
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from cacheagent.model import CacheResult, Caller
 from cacheagent.service.events import EventKind
 from cacheagent.service.quarantine import Quarantine
 from cacheagent.service.status import Status
-from tests.needs import require_programs
 from tests.service.rig import rig_on
 
 if TYPE_CHECKING:
@@ -34,14 +33,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 NOBODY = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 def bad(glance: LyingGlance, size: int = MIB, **metadata: object) -> ImageId:

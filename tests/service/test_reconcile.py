@@ -29,7 +29,6 @@ from cacheagent.policy.layout import unfinished
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
-from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on, until
 
 if TYPE_CHECKING:
@@ -40,16 +39,13 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = b"data" * (MIB // 4)
 NOBODY = Caller()
 RAW, QCOW2 = DiskFormat.RAW, DiskFormat.QCOW2
 KEY = disk_key(1)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

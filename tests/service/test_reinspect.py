@@ -22,7 +22,6 @@ from cacheagent.service.reinspect import Reinspect
 from cacheagent.sync.throttle import Throttle
 from tests.fakes.lying_glance import no_answer
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.trusting import (
     NOBODY,
     bring,
@@ -42,14 +41,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = os.urandom(2 * MIB)
 UNHURRIED = Throttle(None)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

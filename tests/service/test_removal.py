@@ -11,7 +11,6 @@ from cacheagent.backends.store import files
 from cacheagent.model import BaseState, Caller, DiskSpec, UserKind
 from cacheagent.policy.eviction import Demand, DemandKind
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import in_a_task, rig_on
 
 if TYPE_CHECKING:
@@ -23,15 +22,12 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DAY = 86_400
 NOBODY = Caller()
 BOUNDS = {"min_free": 0, "min_age": "10m", "max_idle": "7d", "high_watermark": 100}
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from cacheagent.model import CacheResult, Caller
 from cacheagent.service.signatures import Signatures
 from tests.fakes.barbican import FakeBarbican
 from tests.fakes.signatures import HASHES, Signer, authority, signer
-from tests.needs import require_programs
 from tests.service.rig import Rig, rig_on
 from tests.service.trusting import NOBODY, bring, path_of, qcow2_of, row_of
 
@@ -29,14 +28,11 @@ if TYPE_CHECKING:
     from cacheagent.model import ImageId
     from tests.fakes.lying_glance import LyingGlance
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = os.urandom(MIB)
 LASTS_A_DAY = timedelta(days=1)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from cacheagent.service.status import Status
 from cacheagent.service.tenancy import TenantDisks
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,14 +25,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import Exchange, Lie, LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 OPERATOR = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- the fake takes any
 ROOT, DATA = disk_key(1, "root"), disk_key(1, "data")
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture

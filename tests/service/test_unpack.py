@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 NOBODY = Caller()
 CONTENT = os.urandom(3 * MIB) + bytes(5 * MIB) + b"the end of a disk".ljust(512, b"\0")
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from cacheagent.service.repair import Repair
 from cacheagent.service.verify import Verify
 from cacheagent.sync.throttle import Throttle
 from tests.fakes.values import disk_key, image_id
-from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on, until
 
 if TYPE_CHECKING:
@@ -28,15 +27,12 @@ if TYPE_CHECKING:
     from cacheagent.model import Base, ImageId
     from tests.fakes.lying_glance import LyingGlance
 
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
 MIB = 1 << 20
 DATA = os.urandom(6 * MIB) + bytes(9 * MIB) + os.urandom(MIB + 1000)
 NOBODY = Caller()
 UNHURRIED = Throttle(None)
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 def verify_on(rig: Rig) -> Verify:

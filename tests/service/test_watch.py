@@ -23,7 +23,6 @@ from cacheagent.service.watch import Hooks, Watch
 from cacheagent.service.watched import Watched
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
 from tests.service.rig import Rig, in_a_task, rig_on, until
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
     from cacheagent.model import Base, BaseId, Disk, DiskKey, DiskView
     from tests.fakes.lying_glance import LyingGlance
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
 
 DATA = b"data" * (1 << 18)
 NOBODY = Caller()
@@ -79,11 +80,6 @@ class World:
     async def known(self) -> list[DiskKey]:
         """Name the disks that the catalog knows."""
         return [disk.key for disk in await self.rig.parts.catalog.disks()]
-
-
-@pytest.fixture(autouse=True)
-def _qemu_img() -> None:
-    require_programs("qemu-img")
 
 
 @pytest.fixture
