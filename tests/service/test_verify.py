@@ -7,31 +7,30 @@ import errno
 import fcntl
 import hashlib
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cacheagent.errors import BaseInUseError, ImageNotFoundError
-from cacheagent.model import BaseState, Caller, DiskSpec, UserKind, VerificationOutcome
+from cacheagent.model import BaseState, DiskSpec, UserKind, VerificationOutcome
 from cacheagent.service.repair import Repair
 from cacheagent.service.verify import Verify
 from cacheagent.sync.throttle import Throttle
 from tests.fakes.values import disk_key, image_id
 from tests.service.rig import Rig, in_a_task, rig_on, until
+from tests.service.trusting import NOBODY, bring, path_of, qcow2_of, row_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from cacheagent.model import Base, ImageId
+    from cacheagent.model import Base
     from tests.fakes.lying_glance import LyingGlance
 
 pytestmark = pytest.mark.usefixtures("qemu_img")
 
 MIB = 1 << 20
 DATA = os.urandom(6 * MIB) + bytes(9 * MIB) + os.urandom(MIB + 1000)
-NOBODY = Caller()
 UNHURRIED = Throttle(None)
 
 
@@ -47,23 +46,6 @@ def verify(rig: Rig) -> Verify:
     return verify_on(rig)
 
 
-async def bring(rig: Rig, wanted: ImageId) -> Base:
-    """Bring the base of an image in."""
-    return (await rig.bases.ensure(wanted, NOBODY)).base
-
-
-async def row_of(rig: Rig, base: Base) -> Base:
-    """Look at the row of a base."""
-    row = await rig.parts.catalog.base(base.base_id)
-    assert row is not None
-    return row
-
-
-def path_of(rig: Rig, base: Base) -> Path:
-    """Give the file of a base."""
-    return rig.layout.base(base.base_id, base.format)
-
-
 def flip(path: Path, offset: int = 5 * MIB) -> None:
     """Let one bit of a base rot."""
     path.chmod(0o600)
@@ -73,15 +55,6 @@ def flip(path: Path, offset: int = 5 * MIB) -> None:
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
     path.chmod(0o440)
-
-
-def qcow2_of(data: bytes, folder: Path) -> bytes:
-    """Make a qcow2 image of these bytes."""
-    raw, made = folder / "source.raw", folder / "source.qcow2"
-    raw.write_bytes(data)
-    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(made)]
-    subprocess.run(command, check=True)
-    return made.read_bytes()
 
 
 async def test_sound_base_is_verified(rig: Rig, glance: LyingGlance, verify: Verify) -> None:

@@ -1,4 +1,4 @@
-"""What tests of trust have in common: bases of older rules, and signed images."""
+"""What tests of bases have in common: how one is brought in, and made old, and spoiled."""
 
 from __future__ import annotations
 
