@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cacheagent import log, wiring
+from cacheagent.backends.inspect import INSPECTION_VERSION
 from cacheagent.backends.store import Manifest
 from cacheagent.config import Config, parse_config
 from cacheagent.metrics import Metrics
@@ -138,7 +139,7 @@ def _base(number: int) -> Base:
         size=BLOCK,
         virtual_size=VIRTUAL_SIZE,
         allocated=BLOCK,
-        inspection_version=1,
+        inspection_version=INSPECTION_VERSION,
         fetched_at=came,
         last_used_at=came,
         file_digest=Digest("sha512", f"{number:0128x}"),
