@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cacheagent.api.connection import Connection
 from cacheagent.api.httplog import HttpLogger
@@ -42,7 +42,33 @@ LINGER_SECONDS = 5.0
 BACKLOG = 512
 """Connections that the kernel holds until they are accepted: a scheduler may begin many at once."""
 
+NAME = "cacheagent"
+"""What each answer calls the server: versions would tell a stranger which flaws to try."""
+
 _log = structlog.get_logger(__name__)
+
+
+async def _name(_request: web.Request, response: web.StreamResponse) -> None:
+    """Take the place of the name that aiohttp gives itself."""
+    response.headers[hdrs.SERVER] = NAME
+
+
+class _Requests(web.RequestHandler):
+    """Reads the requests of one connection; what is no HTTP it answers itself."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Give an answer that names no more than any other."""
+        response = super().handle_error(request, status, exc, message)
+        response.headers[hdrs.SERVER] = NAME
+        return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,20 +104,8 @@ class HttpServer:
     @classmethod
     async def start(cls, app: web.Application, bounds: Bounds, metrics: Metrics) -> Self:
         """Make an application ready to be reached; whoever goes away cancels what was asked for."""
-        runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
-            access_log=None,
-            logger=HttpLogger(),
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_LINE,
-            max_headers=MAX_FIELDS,
-            keepalive_timeout=bounds.idle,
-            lingering_time=LINGER_SECONDS,
-            # What a body would grow to is nobody's business: an encoded one is refused.
-            auto_decompress=False,
-            shutdown_timeout=STOP_SECONDS,
-        )
+        app.on_response_prepare.append(_name)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         return cls(runner, bounds, metrics)
 
@@ -163,7 +177,19 @@ class HttpServer:
         """Give what reads the requests of one connection."""
         server = self._runner.server
         assert server is not None  # noqa: S101 -- it is None only behind cleanup(), when nobody connects
-        return server()
+        # A dictionary: aiohttp takes no log and an adapter of one, and its types do not say so.
+        options: dict[str, Any] = {
+            "access_log": None,
+            "logger": HttpLogger(),
+            "max_line_size": MAX_LINE,
+            "max_field_size": MAX_LINE,
+            "max_headers": MAX_FIELDS,
+            "keepalive_timeout": self._bounds.idle,
+            "lingering_time": LINGER_SECONDS,
+            # What a body would grow to is nobody's business: an encoded one is refused.
+            "auto_decompress": False,
+        }
+        return _Requests(server, loop=asyncio.get_running_loop(), **options)
 
     async def _sweep(self) -> None:
         """Look again and again who does not read; tell of refusals together, not one by one."""

@@ -190,6 +190,29 @@ async def test_what_is_no_http_is_refused_and_the_connection_closed(
 STATUS = get(b"/v1/images")
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get(b"/v1/status"),
+        get(b"/none"),
+        get(b"/v1/events"),
+        post(b"A: b"),
+        RAW["TLS"],
+        RAW["no Host"],
+    ],
+    ids=["an answer", "a problem", "a stream", "a refusal", "no HTTP", "half of HTTP"],
+)
+async def test_no_answer_tells_versions(port: int, sent: bytes) -> None:
+    """A stranger is not told which flaws to try."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    assert [line for line in head.split(b"\r\n") if line.startswith(b"Server")] == [
+        b"Server: cacheagent"
+    ]
+
+
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
 async def test_an_ordinary_request_is_served(port: int, version: bytes) -> None:
     """What is refused above is refused for what is odd about it."""

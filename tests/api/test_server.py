@@ -174,6 +174,44 @@ async def test_who_reads_no_answer_is_dropped(metrics: Metrics, tmp_path: Path, 
                 sock.close()
 
 
+@pytest.mark.parametrize("way", ["unix", "tcp"])
+@pytest.mark.parametrize(
+    ("headers", "behind"),
+    [(b"", STATUS * 1000), (b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"x" * 65536)],
+    ids=["requests", "another protocol"],
+)
+async def test_what_is_sent_behind_a_request_is_not_kept(
+    metrics: Metrics, tmp_path: Path, way: str, headers: bytes, behind: bytes
+) -> None:
+    """Who is not answered yet, and sends on for ever, is read no more; memory does not grow."""
+    under_way, over = asyncio.Queue[asyncio.Transport](), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        assert isinstance(request.transport, asyncio.Transport)
+        under_way.put_nowait(request.transport)
+        await over.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/v1/status", wait)
+    async with both_ways(app, tmp_path, Bounds(connections=16), metrics) as where:
+        stream = await connect(where[way])
+        stream[1].write(HEAD + headers + b"\r\n")
+        transport = await under_way.get()
+        sending = asyncio.create_task(send_on(stream[1], behind))
+        await until(lambda: not transport.is_reading())
+        sending.cancel()
+        over.set()
+        await leave(stream)
+
+
+async def send_on(writer: asyncio.StreamWriter, what: bytes) -> None:
+    """Send it again and again."""
+    while True:
+        writer.write(what)
+        await writer.drain()
+
+
 def raw(where: str | int) -> socket.socket:
     """Ask over a socket that nobody reads from."""
     if isinstance(where, str):
