@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 async def check(config: Config) -> None:
-    """Find the groups, the files and the cloud that are named, as the daemon will.
+    """Find the groups, the files, the cloud and the sandbox that are named, as the daemon will.
 
-    Neither Keystone nor Glance is asked for anything.
+    Neither Keystone nor Glance is asked for anything. The ``OS_*`` variables are those of who
+    asks: they have to be the daemon's.
 
     Raises:
         ConfigError: one is not there, or cannot be used; the message names the key.
@@ -28,12 +29,10 @@ async def check(config: Config) -> None:
     """
     await asyncio.to_thread(wiring.file_group, config.storage)
     await listen.check(config.api)
-    glance = config.glance
-    if glance.cloud is None:
-        # The OS_* variables are the daemon's, and not those of whoever checks its file.
-        glance = glance.model_copy(update={"auth": "none"})
+    if config.qemu.wanted_sandbox is not None:  # else the daemon takes the best that there is
+        await wiring.open_sandbox(config.qemu, on_refusal=lambda *_: None)
     async with contextlib.AsyncExitStack() as stack:
-        await wiring.open_glance(stack, glance, Metrics())
+        await wiring.open_glance(stack, config.glance, Metrics())
 
 
 def doubts(config: Config) -> Iterator[str]:

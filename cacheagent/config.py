@@ -37,6 +37,7 @@ from cacheagent.configtypes import (
     PositiveDuration,
     PositiveSize,
     Size,
+    SocketPath,
     Text,
     Url,
 )
@@ -99,7 +100,7 @@ class ApiConfig(_Section):
     ``requests_per_second`` is for each peer; 0 = any number.
     """
 
-    socket: AbsolutePath = Path("/run/cacheagent/api.sock")
+    socket: SocketPath = Path("/run/cacheagent/api.sock")
     socket_mode: FileMode = 0o660
     socket_group: Text | None = None
     listen: Listen = None
@@ -269,7 +270,7 @@ class QemuConfig(_Section):
     cpu_time_limit: PositiveDuration = 60.0
     memory_limit: PositiveSize = 2 << 30
     sandbox: Literal["auto", "systemd", "bubblewrap", "rlimits"] = "auto"
-    sandbox_socket: AbsolutePath = Path("/run/cacheagent/sandbox.sock")
+    sandbox_socket: SocketPath = Path("/run/cacheagent/sandbox.sock")
     qmp_sockets: ListOf[PathPattern] = ()
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 _LAST_PORT = 65535
 _EVERY_PERMISSION = 0o777
+_LONGEST_SOCKET = 107
+"""Bytes of the path of a Unix socket, without the NUL at its end (unix(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,14 @@ def _path(value: object) -> Path:
     return Path(value)
 
 
+def _socket_path(value: Path) -> Path:
+    if len(os.fsencode(value)) > _LONGEST_SOCKET:
+        raise ValueError(
+            f"must not be longer than {_LONGEST_SOCKET} bytes: no socket can lie there"
+        )
+    return value
+
+
 def _listen(value: object) -> HostPort | None:
     if value is None or isinstance(value, HostPort):
         return value
@@ -137,6 +148,7 @@ Duration = Annotated[float, BeforeValidator(_duration)]
 PositiveDuration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
+SocketPath = Annotated[Path, BeforeValidator(_path), AfterValidator(_socket_path)]
 Listen = Annotated[HostPort | None, BeforeValidator(_listen)]
 Text = Annotated[str, Field(min_length=1)]
 PathPattern = Annotated[str, AfterValidator(_pattern)]

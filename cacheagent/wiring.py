@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
     from cacheagent.policy.eviction import EvictionPolicy
+    from cacheagent.sandbox import Sandbox
     from cacheagent.service.parts import Parts
 
 PROBE_SIZE = 1 << 20
@@ -278,18 +279,34 @@ async def open_qemu(config: QemuConfig, metrics: Metrics) -> QemuImg:
         memory_limit=config.memory_limit,
         convert_threads=config.convert_threads,
     )
-    sandbox = await find_sandbox(
-        config.wanted_sandbox,
-        socket=config.sandbox_socket,
-        program=config.qemu_img,
-        on_refusal=lambda kind, why: _log.info("this sandbox does not work", kind=kind, why=why),
-    )
-    log = _log.warning if sandbox.kind is SandboxKind.RLIMITS else _log.info
-    log("what qemu-img is shut in by", sandbox=sandbox.kind)
+    refused: dict[str, str] = {}
+    sandbox = await open_sandbox(config, refused.__setitem__)
+    # Why a safer one does not work matters to an operator who is left with none.
+    bare = sandbox.kind is SandboxKind.RLIMITS
+    for kind, why in refused.items():
+        (_log.warning if bare else _log.debug)("this sandbox does not work", kind=kind, why=why)
+    (_log.warning if bare else _log.info)("what qemu-img is shut in by", sandbox=sandbox.kind)
     metrics.sandbox.labels(kind=sandbox.kind).set(1)
     qemu = QemuImg(settings, sandbox)
     metrics.identify(qemu_img=await qemu.version())
     return qemu
+
+
+async def open_sandbox(
+    config: QemuConfig, on_refusal: Callable[[SandboxKind, str], object]
+) -> Sandbox:
+    """Give what qemu-img is shut in by; ``on_refusal`` hears why a safer one does not work.
+
+    Raises:
+        ConfigError: the one that is wanted does not work here.
+
+    """
+    return await find_sandbox(
+        config.wanted_sandbox,
+        socket=config.sandbox_socket,
+        program=config.qemu_img,
+        on_refusal=on_refusal,
+    )
 
 
 async def rooms(store: Store, config: Callable[[], Config]) -> tuple[Room, Room]:

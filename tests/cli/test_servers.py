@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that a daemon without an entry of clouds.yaml logs in with."""
+    words = {"AUTH_URL": "http://127.0.0.1:9/v3", "USERNAME": "agent", "PASSWORD": "secret"}
+    for name, value in words.items():
+        monkeypatch.setenv(f"OS_{name}", value)
+
+
 def test_a_good_configuration_is_ok_and_tells_what_has_no_effect(tmp_path: Path) -> None:
     """An operator checks a file before a restart."""
     path = tmp_path / "agent.toml"
@@ -49,18 +57,46 @@ def test_a_bad_configuration_is_status_2_and_names_the_key(tmp_path: Path) -> No
         ("api = {{tls_cert = '{junk}', tls_key = '{junk}'}}", "api.tls_cert, api.tls_key: {junk}"),
         ("glance.ca_file = '{junk}'", "glance.ca_file: {junk} cannot be used"),
         ("glance.cloud = 'nine'", "glance.cloud 'nine' cannot be used"),
+        (
+            "qemu = {{sandbox = 'systemd', sandbox_socket = '{junk}x'}}",
+            "qemu.sandbox: systemd does not work here: {junk}x: No such file or directory",
+        ),
     ],
 )
 def test_what_the_daemon_would_not_find_is_told_before(
     tmp_path: Path, line: str, told: str
 ) -> None:
-    """A group, a file or a cloud that is not there ends the check as it would end the start."""
+    """What is named and is not there ends the check as it would end the start."""
     junk, path = tmp_path / "junk", tmp_path / "agent.toml"
     junk.write_text("junk\n")
     path.write_text(line.format(junk=junk))
     done = CliRunner().invoke(main, ["check-config", str(path)])
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"Error: {told.format(junk=junk)}")
+
+
+def test_credentials_that_the_environment_lacks_are_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an entry of clouds.yaml a daemon has nothing else to log in with."""
+    path = tmp_path / "agent.toml"
+    path.touch()
+    monkeypatch.delenv("OS_AUTH_URL")
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: the OS_* environment cannot be used: ")
+
+
+@pytest.mark.parametrize("key", ["api.socket", "qemu.sandbox_socket"])
+def test_no_socket_has_a_longer_path_than_the_kernel_takes(tmp_path: Path, key: str) -> None:
+    """107 bytes, as they are written on the disk, and not letters."""
+    path = tmp_path / "agent.toml"
+    for where, told in (("/" + "x" * 106, ""), ("/x" + "é" * 53, "not be longer than 107 bytes")):
+        path.write_text(f'{key} = "{where}"\n')
+        done = CliRunner().invoke(main, ["check-config", str(path)])
+        assert done.exit_code == (2 if told else 0)
+        assert (f"{key}: must" in done.stderr) is bool(told)
+        assert told in done.stderr
 
 
 @pytest.mark.parametrize("shell", ["", "trap '' INT; "], ids=["foreground", "background"])
