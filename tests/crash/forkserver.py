@@ -93,20 +93,7 @@ def _wait_for_all(daemon_pid: int) -> int:
             pid, ended = os.wait()
             if pid == daemon_pid:
                 status = os.waitstatus_to_exitcode(ended)
-            _end_what_never_began()
     return status
-
-
-def _end_what_never_began() -> None:
-    """End a bubblewrap whose parent was killed before it had let it begin, and that waits for it.
-
-    A service manager does that: it ends all processes of a unit. Programs that have begun end by
-    themselves, and are waited for.
-    """
-    for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
-        with contextlib.suppress(OSError):
-            if Path("/proc", pid, "comm").read_text() == "bwrap\n":
-                os.kill(int(pid), signal.SIGKILL)
 
 
 def _become_daemon(order: dict[str, Any]) -> None:
