@@ -110,7 +110,7 @@ class ApiConfig(_Section):
     token_file: AbsolutePath | None = None
     require_token: bool = False
     max_connections: Annotated[int, Field(ge=16)] = 2048
-    requests_per_second: Annotated[int, Field(ge=0)] = 1000
+    requests_per_second: Annotated[int, Field(ge=0)] = 5000
 
     @model_validator(mode="after")
     def _check(self) -> Self:
