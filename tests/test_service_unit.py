@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from cacheagent.cli import main
 from cacheagent.config import Config
+from cacheagent.sandbox.sandbox import AT_ONCE
 from tests.needs import require, require_programs
 
 FOLDER = Path(__file__).parent.parent / "systemd"
@@ -80,6 +81,13 @@ def test_the_sockets_are_those_of_the_defaults() -> None:
     assert int(api["SocketMode"], 8) == Config().api.socket_mode
     assert sandbox["ListenStream"] == str(Config().qemu.sandbox_socket)
     assert sandbox["SocketMode"] == "0600"
+
+
+def test_the_sandbox_is_never_shut_for_too_many_programs() -> None:
+    """It takes in all that the daemon has run at once, and as many that are about to end."""
+    socket = _section(FOLDER / "cacheagent-sandbox.socket", "Socket")
+    assert int(socket["MaxConnections"]) >= 2 * AT_ONCE
+    assert socket["TriggerLimitIntervalSec"] == "0"
 
 
 def test_the_user_and_the_folders_are_made(tmp_path: Path) -> None:

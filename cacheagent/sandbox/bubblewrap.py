@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cacheagent.errors import ProgramMissingError
+from cacheagent.errors import HostUnavailableError, ProgramMissingError
 from cacheagent.process import run_limited, unless_killed
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ _PATIENCE = 30_000
 _NEW_FILE = 0o600
 _NOT_THERE = "bwrap: execvp "
 _NO_BUBBLEWRAP = 127
+_AROUND_IT = ("bwrap:", "sh:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +159,14 @@ def of_the_program(program: str, completed: Completed) -> Completed:
     """Read from the end of bubblewrap how the program in it ended.
 
     Raises: ProgramMissingError where it is not installed, ProgramKilledError where somebody
-    killed it.
+    killed it, HostUnavailableError where bubblewrap did not come to begin it.
     """
     if completed.returncode == 1 and completed.stderr.startswith(_NOT_THERE):
         raise ProgramMissingError(f"{program} is not installed")
     if completed.returncode == _NO_BUBBLEWRAP and completed.stderr.startswith("sh:"):
         raise ProgramMissingError("bwrap is not installed")
+    if completed.returncode > 0 and completed.stderr.startswith(_AROUND_IT):
+        raise HostUnavailableError(completed.last_words)
     if completed.returncode > _SIGNALLED:
         completed = replace(completed, returncode=_SIGNALLED - completed.returncode)
     return unless_killed(program, completed)

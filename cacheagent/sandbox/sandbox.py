@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,14 @@ from cacheagent.sandbox.order import Order
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+AT_ONCE: Final = 32
+"""Programs that run at a time, however many requests there are: half of what the unit takes."""
+
 _PROBE_SECONDS: Final = 10
+
+
+def _turns() -> asyncio.Semaphore:
+    return asyncio.Semaphore(AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +33,7 @@ class Sandbox:
 
     kind: SandboxKind
     socket: Path
+    _turns: asyncio.Semaphore = field(default_factory=_turns, init=False, repr=False, compare=False)
 
     async def run(
         self,
@@ -38,8 +46,23 @@ class Sandbox:
         """Run a program that needs ``files`` to its end, as ``process.run_limited`` does.
 
         Raises: ProgramMissingError where the program is not installed, HostUnavailableError
-        where what would shut it in is away, or somebody killed it before its end.
+        where it cannot be started, what would shut it in is away, or somebody killed it before
+        its end.
         """
+        try:
+            async with self._turns:
+                return await self._run(argv, limits, files, on_stdout)
+        except OSError as error:
+            why = error.strerror or error
+            raise HostUnavailableError(f"{argv[0]} cannot be run now: {why}") from error
+
+    async def _run(
+        self,
+        argv: Sequence[str],
+        limits: Limits,
+        files: Files,
+        on_stdout: Callable[[bytes], None] | None,
+    ) -> Completed:
         if self.kind is SandboxKind.RLIMITS:
             return await run_limited(argv, limits=limits, on_stdout=on_stdout)
         try:

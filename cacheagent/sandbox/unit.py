@@ -17,6 +17,7 @@ from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import FileIO
     from pathlib import Path
 
     from cacheagent.sandbox.order import Order
@@ -28,17 +29,15 @@ async def run(
     """Have a program run, as ``process.run_limited`` runs one itself.
 
     Raises: HostUnavailableError where nobody listens at ``address``, there is no such program,
-    or somebody killed it.
+    or somebody killed it; OSError where the unit takes nobody in, or the host has no descriptors.
     """
     async with contextlib.AsyncExitStack() as stack:
         connection = await _connect(stack, address)
         stdout, to_stdout = await _stream(stack)
         stderr, to_stderr = await _stream(stack)
-        try:
-            socket.send_fds(connection, [order.encode()], [to_stdout, to_stderr])
-        finally:
-            os.close(to_stdout)
-            os.close(to_stderr)
+        socket.send_fds(connection, [order.encode()], [to_stdout.fileno(), to_stderr.fileno()])
+        to_stdout.close()
+        to_stderr.close()
         ended = asyncio.ensure_future(_ended(connection))
         try:
             completed = await attend(stdout, stderr, asyncio.shield(ended), on_stdout)
@@ -57,15 +56,16 @@ async def _connect(stack: contextlib.AsyncExitStack, address: Path) -> socket.so
     return connection
 
 
-async def _stream(stack: contextlib.AsyncExitStack) -> tuple[asyncio.StreamReader, int]:
+async def _stream(stack: contextlib.AsyncExitStack) -> tuple[asyncio.StreamReader, FileIO]:
     """Make a pipe: the end that is read here, and the one to hand over."""
     here, there = os.pipe()
+    writing = stack.enter_context(os.fdopen(there, "wb", buffering=0))
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(here, "rb", buffering=0)
     )
     stack.callback(transport.close)
-    return reader, there
+    return reader, writing
 
 
 async def _ended(connection: socket.socket) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -26,6 +27,7 @@ from cacheagent.errors import (
 from cacheagent.model import SandboxKind
 from cacheagent.process import Completed, Limits
 from cacheagent.sandbox import Files, Sandbox, bubblewrap, find_sandbox, runner
+from cacheagent.sandbox.sandbox import AT_ONCE
 from tests.needs import require, require_bubblewrap, require_programs
 
 MIB = 1 << 20
@@ -272,6 +274,75 @@ async def test_a_unit_that_is_stopped_is_told_from_a_program_that_fails(tmp_path
         with pytest.raises(HostUnavailableError, match="bash was killed by SIGTERM"):
             await shell(stopped, "true")
         await serving
+
+
+async def test_a_unit_that_takes_nobody_in_may_do_so_later(tmp_path: Path) -> None:
+    """Where too many wait for it already, no program is run, and whoever asked may try again."""
+    address = tmp_path / "sandbox.sock"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as waiting:
+        server.bind(str(address))
+        server.listen(0)
+        waiting.connect(str(address))
+        full = Sandbox(kind=SandboxKind.SYSTEMD, socket=address)
+        with pytest.raises(HostUnavailableError):
+            await shell(full, "true")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'bwrap: Creating new namespace failed: Resource temporarily unavailable' >&2; exit 1",
+        "echo 'bwrap: No permissions to create new namespace' >&2; exit 1",
+    ],
+)
+async def test_a_sandbox_that_fails_is_told_from_a_program_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """A host that cannot shut a program in just now says nothing of the image."""
+    _path_with(tmp_path, "bwrap", script)
+    monkeypatch.setattr("cacheagent.process.ENVIRONMENT", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    sandbox = Sandbox(kind=SandboxKind.BUBBLEWRAP, socket=tmp_path)
+    with pytest.raises(HostUnavailableError, match="bwrap: "):
+        await shell(sandbox, "true")
+
+
+@pytest.mark.parametrize("kind", SandboxKind)
+async def test_a_host_without_room_for_another_process_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: SandboxKind
+) -> None:
+    """Out of processes or of descriptors: whoever asked may try again."""
+
+    def none_left(*_words: object, **_options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    monkeypatch.setattr(os, "pipe", none_left)
+    with pytest.raises(HostUnavailableError):
+        await shell(Sandbox(kind=kind, socket=tmp_path / "none"), "true")
+
+
+async def test_a_crowd_of_programs_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many disks are wanted at a time, the host runs a bounded number of programs."""
+    running: list[object] = []
+    full, going_on = asyncio.Event(), asyncio.Event()
+
+    async def counted(argv: object, **_options: object) -> Completed:
+        running.append(argv)
+        if len(running) == AT_ONCE:
+            full.set()
+        await going_on.wait()
+        return Completed(returncode=0, stdout=b"", stderr="")
+
+    monkeypatch.setattr("cacheagent.sandbox.sandbox.run_limited", counted)
+    sandbox = Sandbox(kind=SandboxKind.RLIMITS, socket=Path("/none"))
+    crowd = [asyncio.ensure_future(shell(sandbox, "true")) for _ in range(3 * AT_ONCE)]
+    await full.wait()
+    for _ in crowd:
+        await asyncio.sleep(0)
+    assert len(running) == AT_ONCE
+    going_on.set()
+    await asyncio.gather(*crowd)
+    assert len(running) == len(crowd)
 
 
 @pytest.mark.parametrize("kept", [True, False])
