@@ -16,6 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from cacheagent.errors import GlanceRefusedError, GlanceUnavailableError
 
+_BRIEF = 300
+"""Characters that are repeated of anything that a server said."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
@@ -58,7 +61,9 @@ def place_body(head: Head, *, position: int, size: int | None) -> Placement:
     if head.status == HTTPStatus.NO_CONTENT:
         raise _refused(head, "active image without data: its file is gone from the store")
     if (head.content_encoding or "identity").lower() != "identity":
-        raise _refused(head, f"the data come encoded as {head.content_encoding}, unasked")
+        raise _refused(
+            head, f"the data come encoded as {brief(head.content_encoding or '')}, unasked"
+        )
     start, total = _claim(head, position, size)
     total = size if total is None else total
     if total is None:
@@ -146,15 +151,20 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
         return None
 
 
+def brief(text: str) -> str:
+    """Give the beginning of what a server said: problems and lines of the log stay short."""
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"
+
+
 def plain_url(text: str) -> str:
     """Give scheme, host and path of an address, which may be shown to anybody.
 
     A user, a password, a query (a signature) and a fragment are left out; so is all of what is
-    no address.
+    no address, and the end of a long one.
     """
     try:
         parts = urlsplit(text)
     except ValueError:
         return ""
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return brief(urlunsplit((parts.scheme, host, parts.path, "", "")))

@@ -47,6 +47,9 @@ TENANT = Caller(
     request_id="3b241101-e2bb-4255-8caf-4136c566a962",
 )
 UNKNOWN = ImageId("00000000-0000-4000-8000-000000000000")
+SHORT = 1000
+"""Characters that a problem has at most, whatever the server said."""
+
 DATA = random.Random(2).randbytes(100_000)  # noqa: S311  the same at each run
 
 
@@ -178,6 +181,17 @@ async def test_an_endpoint_with_version_1_only_is_refused_by_name(
         await glance.show(service.add(DATA), NOBODY)
 
 
+@pytest.mark.parametrize("lie", [lies.versions("v1" * 50_000), lies.versions(*["v1"] * 50_000)])
+async def test_versions_without_end_are_refused_in_few_words(
+    glance: Glance, service: LyingGlance, lie: lies.Lie
+) -> None:
+    """What a server says is not repeated at any length: problems are kept, and logged."""
+    service.lie("versions", lie)
+    with pytest.raises(GlanceRefusedError) as caught:
+        await glance.show(service.add(DATA), NOBODY)
+    assert len(str(caught.value)) < SHORT
+
+
 @pytest.mark.parametrize("lie", [lies.text("hello"), lies.text("[]"), lies.status(404)])
 async def test_an_endpoint_that_is_no_image_service_is_refused(
     glance: Glance, service: LyingGlance, lie: lies.Lie
@@ -246,6 +260,11 @@ async def test_an_image_may_lack_size_and_digests(glance: Glance, service: Lying
         lies.metadata(os_hash_value="abcd"),
         lies.metadata(checksum="abcd"),
         lies.metadata(id=UNKNOWN),
+        lies.metadata(id="a" * 100_000),
+        lies.metadata(status="a" * 100_000),
+        lies.metadata(name="a" * 100_000),
+        lies.metadata(disk_format="a" * 100_000),
+        lies.metadata(os_hash_algo="a" * 100_000),
     ],
 )
 async def test_metadata_that_cannot_be_used_are_refused(
@@ -256,6 +275,7 @@ async def test_metadata_that_cannot_be_used_are_refused(
     with pytest.raises(GlanceRefusedError) as caught:
         await glance.show(service.add(DATA), NOBODY)
     assert caught.value.glance_status == 200
+    assert len(str(caught.value)) < SHORT
 
 
 @pytest.mark.parametrize(
@@ -325,6 +345,25 @@ async def test_after_the_last_retry_glance_is_unavailable(
     assert notes.waits == [17.0, 17.0]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"a" * 100_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"a" * 8000 + b"\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere.test/" + b"a" * 8000 + b"\r\n\r\n",
+    ],
+    ids=["no HTTP", "a length that is none", "a long way to go"],
+)
+async def test_an_answer_is_not_repeated_at_any_length(
+    glance: Glance, service: LyingGlance, answer: bytes
+) -> None:
+    """A problem says what is wrong in few words, whatever the server sent."""
+    service.always("show", lies.raw(answer))
+    with pytest.raises((GlanceUnavailableError, GlanceRefusedError)) as caught:
+        await glance.show(service.add(DATA), NOBODY)
+    assert len(str(caught.value)) < SHORT
+
+
 @pytest.mark.parametrize("asked", ["3601", "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_a_server_sends_nobody_away_for_days(
     glance: Glance, service: LyingGlance, asked: str
@@ -342,6 +381,15 @@ async def test_metadata_that_drip_count_as_a_failure(service: LyingGlance, notes
     service.lie("show", lies.dripping())
     async with client(NoIdentity(service.url), notes, stall=0.5, connect=1.0) as glance:
         assert (await glance.show(image_id, NOBODY)).image_id == image_id
+    assert notes.waits
+
+
+async def test_a_header_that_drips_counts_as_a_failure(service: LyingGlance, notes: Notes) -> None:
+    """Before its data begin a download has come no further, however much is sent."""
+    image_id = service.add(DATA)
+    service.lie("data", lies.dripping_header())
+    async with client(NoIdentity(service.url), notes, stall=0.5, connect=1.0) as glance:
+        assert await download(glance, await glance.show(image_id, NOBODY)) == DATA
     assert notes.waits
 
 

@@ -309,6 +309,34 @@ def dripping() -> Lie:
     return lie
 
 
+def dripping_header() -> Lie:
+    """Begin a header and send a byte of it now and then, for ever."""
+
+    async def lie(exchange: Exchange) -> web.StreamResponse:
+        transport = exchange.request.transport
+        assert transport is not None
+        transport.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not exchange.over.is_set() and not transport.is_closing():
+            transport.write(b"a")
+            await asyncio.sleep(0.05)
+        _hang_up(exchange)
+        return web.Response()
+
+    return lie
+
+
+def raw(data: bytes) -> Lie:
+    """Send these bytes in the place of an answer, and end the connection."""
+
+    async def lie(exchange: Exchange) -> web.StreamResponse:
+        if exchange.request.transport is not None:
+            exchange.request.transport.write(data)
+        _hang_up(exchange)
+        return web.Response()
+
+    return lie
+
+
 def no_answer() -> Lie:
     """End the connection instead of an answer."""
 

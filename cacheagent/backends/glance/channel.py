@@ -24,7 +24,7 @@ from cacheagent.errors import (
     UnauthenticatedError,
 )
 from cacheagent.model import UUID_PATTERN, Caller, ImageId
-from cacheagent.policy.answers import Head, parse_retry_after, plain_url
+from cacheagent.policy.answers import Head, brief, parse_retry_after, plain_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -297,11 +297,14 @@ class Channel:
     async def _get(self, call: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         if self._session is None:
             raise RuntimeError("Glance is used before start or after close")
+        patience = self._patience(call)
         try:
-            # aiohttp would send X-Auth-Token on to whatever origin a redirect names.
-            response = await self._session.get(
-                url, headers=headers, allow_redirects=False, timeout=self._patience(call)
-            )
+            # Who sends a header byte by byte is never silent, and no data come.
+            async with asyncio.timeout(self._until_the_answer):
+                # aiohttp would send X-Auth-Token on to whatever origin a redirect names.
+                response = await self._session.get(
+                    url, headers=headers, allow_redirects=False, timeout=patience
+                )
         except (aiohttp.ClientError, OSError) as error:
             self._note(call, "none", reachable=False)
             raise _failure(url, error) from error
@@ -309,11 +312,19 @@ class Channel:
         self._note(call, str(response.status), reachable=reachable)
         return response
 
+    @property
+    def _until_the_answer(self) -> float:
+        """Seconds until an answer begins, or one without data is at its end."""
+        return self._settings.connect_timeout + self._settings.stall_timeout
+
     def _patience(self, call: str) -> aiohttp.ClientTimeout:
-        connect, stall = self._settings.connect_timeout, self._settings.stall_timeout
         # Who sends metadata byte by byte is never silent.
-        total = None if call == "data" else connect + stall
-        return aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=stall)
+        total = None if call == "data" else self._until_the_answer
+        return aiohttp.ClientTimeout(
+            total=total,
+            sock_connect=self._settings.connect_timeout,
+            sock_read=self._settings.stall_timeout,
+        )
 
     def _note(self, call: str, status: str, *, reachable: bool) -> None:
         self._on_request(call, status)
@@ -366,12 +377,12 @@ def _say(status: int) -> str:
 def _failure(url: str, error: Exception) -> FailureError:
     # What TLS does not accept now, it will not accept a second later.
     if isinstance(error, aiohttp.ClientSSLError):
-        message = f"TLS with {url} fails, see glance.ca_file: {error}"
+        message = f"TLS with {url} fails, see glance.ca_file: {brief(str(error))}"
         return FailureError(message, hopeless=True)
     # Without the name of the TLS setting, which aiohttp tells even where there is no TLS.
     if isinstance(error, aiohttp.ClientConnectorError):
         return FailureError(f"Glance at {url} cannot be reached: {error.os_error}")
-    return FailureError(f"Glance at {url}: {str(error) or type(error).__name__}")
+    return FailureError(f"Glance at {url}: {brief(str(error)) or type(error).__name__}")
 
 
 def _headers(ask: Ask, own_token: str | None) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,11 @@ def _lower_hex(text: str) -> str:
 
 
 _Size = Annotated[int, Field(ge=0, le=_LARGEST)]
-_Hex = Annotated[str, AfterValidator(_lower_hex)]
+_Text = Annotated[str, Field(max_length=255)]
+"""As long as a column of Glance's table of images is at most."""
+_Hex = Annotated[_Text, AfterValidator(_lower_hex)]
+_Property = Annotated[str, Field(max_length=65535)]
+"""As long as the value of a property is in Glance's database."""
 
 
 class _Foreign(BaseModel):
@@ -39,25 +43,25 @@ class _Foreign(BaseModel):
 class _Image(_Foreign):
     """An image as ``GET /v2/images/{id}`` shows it; the members without a default must be there."""
 
-    id: str
-    status: str
-    disk_format: str | None
-    container_format: str | None
+    id: _Text
+    status: _Text
+    disk_format: _Text | None
+    container_format: _Text | None
     size: _Size | None
-    name: str | None = None
+    name: _Text | None = None
     virtual_size: _Size | None = None
     min_disk: Annotated[int, Field(ge=0, le=_LARGEST >> 30)] = 0
-    os_hash_algo: str | None = None
+    os_hash_algo: _Text | None = None
     os_hash_value: _Hex | None = None
     checksum: _Hex | None = None
-    visibility: str = "private"
-    owner: str | None = None
-    kernel_id: str | None = None
-    ramdisk_id: str | None = None
-    img_signature: str | None = None
-    img_signature_hash_method: str | None = None
-    img_signature_key_type: str | None = None
-    img_signature_certificate_uuid: str | None = None
+    visibility: _Text = "private"
+    owner: _Text | None = None
+    kernel_id: _Property | None = None
+    ramdisk_id: _Property | None = None
+    img_signature: _Property | None = None
+    img_signature_hash_method: _Text | None = None
+    img_signature_key_type: _Text | None = None
+    img_signature_certificate_uuid: _Text | None = None
 
     @property
     def signature(self) -> ImageSignature | None:
@@ -75,11 +79,11 @@ _SIGNED = frozenset(name for name in _Image.model_fields if name.startswith("img
 
 
 class _Version(_Foreign):
-    id: str
+    id: Annotated[str, Field(max_length=16)]
 
 
 class _Versions(_Foreign):
-    versions: list[_Version]
+    versions: Annotated[list[_Version], Field(max_length=64)]
 
 
 def parse_image(body: bytes, image_id: ImageId) -> GlanceImage:
