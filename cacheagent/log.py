@@ -36,6 +36,9 @@ _IN_TEXT = re.compile(
 )
 
 
+_INSPECTOR = "oslo_utils.imageutils.format_inspector"
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Ours among the handlers of the root logger."""
 
@@ -61,6 +64,8 @@ def configure(
     )
     _take_over(_handler(sys.stderr if stream is None else stream, log_format, environ))
     logging.getLogger().setLevel(level.upper())
+    # What is refused we log ourselves, with the image; this warns of images that are let in, too.
+    logging.getLogger(_INSPECTOR).setLevel("DEBUG" if level == "debug" else "CRITICAL")
     logging.captureWarnings(capture=True)
 
 

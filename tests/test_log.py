@@ -43,6 +43,15 @@ def _lines(stream: io.StringIO) -> list[dict[str, object]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
+@pytest.mark.parametrize(("level", "told"), [("info", []), ("debug", ["Safety check failed"])])
+def test_the_inspector_warns_of_nothing_by_itself(level: str, told: list[str]) -> None:
+    """An image that is let in raises no alarm, though one of the inspectors has found it odd."""
+    stream = io.StringIO()
+    configure(level, "json", stream=stream)
+    logging.getLogger("oslo_utils.imageutils.format_inspector").warning("Safety check failed")
+    assert [line["event"] for line in _lines(stream)] == told
+
+
 def test_json_has_one_object_a_line_with_the_request_id() -> None:
     """A program finds every line of one request."""
     stream = io.StringIO()
