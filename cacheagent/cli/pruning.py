@@ -116,7 +116,9 @@ def _late(skipped: SkippedShape) -> str:
 
 def _users(users: Sequence[UserShape]) -> str:
     counted = Counter(user["kind"] for user in users)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
+    return ", ".join(
+        f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counted.items())
+    )
 
 
 def _used(each: EvictedShape) -> str | None:

@@ -39,7 +39,7 @@ def _member(key: str, value: object, sentence: str) -> Iterator[str]:
         case "users":
             yield from (f"  used by: {_values(user)}" for user in _objects(value))
         case "existing":
-            yield from (f"  {key}: {_pairs(one)}" for one in _objects([value]))
+            yield from (f"  {key}: {_pairs(one)}" for one in _objects([value]) if one)
         case "reason":  # the word to look up, also where the sentence happens to have it
             yield f"  {key}: {value}"
         case "retry_after":

@@ -142,7 +142,9 @@ def _place(verdict: Verdict) -> str:
 
 def _users(users: tuple[User, ...]) -> str:
     counted = Counter(user.kind.value for user in users)
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
+    return ", ".join(
+        f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(counted.items())
+    )
 
 
 def _time(at: datetime) -> str:

@@ -52,6 +52,11 @@ from cacheagent.errors import RequestFailedError
             ],
         ),
         (
+            409,
+            {"type": "urn:cacheagent:disk-conflict", "detail": "it is not yours", "existing": {}},
+            ["disk-conflict (409): it is not yours"],
+        ),
+        (
             422,
             {
                 "type": "urn:cacheagent:image-unacceptable",

@@ -63,9 +63,9 @@ def test_who_goes_is_told_when_and_why() -> None:
 def test_who_is_in_use_stays_whatever_is_wanted() -> None:
     """The users are counted, and what would happen without them is told."""
     snapshot = cache(held(1, users=(PIN, PIN)))
-    assert said(1, snapshot) == "It stays, because it is in use: 2 pin."
+    assert said(1, snapshot) == "It stays, because it is in use: 2 pins."
     assert said(1, snapshot, replace(LAX, max_size=50)) == (
-        "It stays, because it is in use: 2 pin."
+        "It stays, because it is in use: 2 pins."
         " Otherwise it would have to go: the cache is larger than eviction.max_size."
     )
 
