@@ -26,6 +26,14 @@ LONGEST_PADDING: Final = 1 << 20
 
 _REGULAR = frozenset({b"0", b"\0"})
 _EXTENDED = b"x"
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"5": "a folder",
+    b"6": "a pipe",
+}
 _NAME = re.compile(r"(?:\./)?(?P<name>[^/\0\\]{1,255})")
 _OCTAL = re.compile(rb"[ ]*(?P<digits>[0-7]+)[ \0]*")
 _CHECKSUM = slice(148, 156)
@@ -72,7 +80,7 @@ def read_header(block: bytes) -> Header | None:
         raise refused("a header has another checksum")
     kind = block[156:157]
     if kind not in {*_REGULAR, _EXTENDED}:
-        raise refused(f"it holds something other than plain files (type {kind!r})")
+        raise refused(f"it holds {_KINDS.get(kind, 'something that is no plain file')}")
     extends = kind == _EXTENDED
     size = _number(block[124:136])
     if extends and size > LONGEST_EXTENSION:

@@ -113,7 +113,7 @@ def admitted(image: GlanceImage, unpacked: Unpacked, rules: ImageRules) -> Sourc
     reference = unpacked.reference
     if reference is not None and not reference.agrees_with(unpacked.found.virtual_size):
         raise ovf.refused(
-            f"it says that the disk has {reference.capacity} times {reference.unit} bytes,"
+            f"it says that the disk has {reference.capacity * reference.unit} bytes,"
             f" and it has {unpacked.found.virtual_size}"
         )
     return source_format

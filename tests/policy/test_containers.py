@@ -110,6 +110,20 @@ def test_manifest() -> None:
     assert ovf.read_manifest(manifest(data, "SHA1")) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(b"2", "it holds a symbolic link"), (b"!", "something that is no plain file")],
+)
+def test_what_else_lies_in_an_archive_is_told(kind: bytes, found: str) -> None:
+    """The refusal says in words what was found."""
+    block = bytearray(GOOD[: archive.BLOCK])
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    with pytest.raises(ImageUnacceptableError, match=found):
+        archive.read_header(bytes(block))
+
+
 @given(st.binary(max_size=archive.BLOCK), st.integers(0, archive.BLOCK - 1))
 def test_any_header(noise: bytes, at: int) -> None:
     """Whatever stands in a header, it is read or refused, and its name is that of a file."""
