@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp.test_utils import TestClient, TestServer
 
 from cacheagent import imageserver
@@ -374,6 +375,17 @@ async def test_an_image_that_is_not_active_gives_no_data(
     image = await service.only()
     assert image["status"] == status
     assert await service.status(image["file"]) == answer
+
+
+async def test_what_is_wrong_with_a_side_car_is_told(service: Service, tmp_path: Path) -> None:
+    """The log names the key, in one short line."""
+    (tmp_path / "a.raw").write_bytes(DATA)
+    (tmp_path / "a.raw.json").write_text('{"disk_format": "ploop", "os_hiden": true}')
+    with structlog.testing.capture_logs() as lines:
+        assert await service.names() == []
+    (problem,) = [line["problem"] for line in lines if line["event"] == "side_car_refused"]
+    assert problem.startswith("disk_format: Input should be 'raw'")
+    assert problem.endswith("; os_hiden: Extra inputs are not permitted")
 
 
 @pytest.mark.parametrize(

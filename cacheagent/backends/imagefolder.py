@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import stat
 import threading
 import uuid
@@ -22,6 +21,8 @@ from cacheagent.model import UUID_PATTERN, GlanceImage, ImageId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pydantic_core import ErrorDetails
 
 DISK_FORMATS = {
     ".raw": "raw",
@@ -231,10 +232,16 @@ def _read_card(path: Path, status: os.stat_result) -> SideCar | None:
         return None
     try:
         return SideCar.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        problem = re.sub(r"\s+", " ", str(error))
-        _log.warning("side_car_refused", path=str(path), problem=problem)
-        return None
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except ValidationError as error:
+        problem = "; ".join(_sentence(mistake) for mistake in error.errors())
+    _log.warning("side_car_refused", path=str(path), problem=problem)
+    return None
+
+
+def _sentence(mistake: ErrorDetails) -> str:
+    return ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
 
 
 def _open(path: Path) -> BinaryIO:
