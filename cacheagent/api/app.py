@@ -19,6 +19,7 @@ from cacheagent.api.guards import api_guard, bearer_guard, rate_guard
 from cacheagent.api.observe import observer
 from cacheagent.api.requestid import with_request_id
 from cacheagent.api.routes import METRICS_APP_ROUTES, ROUTES
+from cacheagent.errors import OperatorOnlyError
 from cacheagent.metrics import OPERATIONS
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def create_app(
 ) -> web.Application:
     """Build the API.
 
-    With ``require_token`` every request to ``/v1/`` must bear a Keystone token. Where ``bearers``
+    With ``require_token`` every request to ``/v1/`` must bear a Keystone token, but for those by
+    which root and the daemon's own user steer the cache over a Unix socket. Where ``bearers``
     gives SHA-256 digests, as ``guards.parse_digests`` reads them, connections over TCP must bear
     one of those tokens; those over a Unix socket need none. ``rates`` bound how often a peer may
     ask.
@@ -52,7 +54,12 @@ def create_app(
         *counted,
         form.guard,
         bearer_guard(bearers),
-        api_guard(services.status, services.access, require_token=require_token),
+        api_guard(
+            services.status,
+            services.access,
+            require_token=require_token,
+            steering=_steering(ROUTES),
+        ),
     ]
     app = _application(ROUTES, metrics, services.status, guards)
     app[SERVICES] = services
@@ -61,6 +68,13 @@ def create_app(
     app.on_startup.append(_load_page)
     app.on_shutdown.append(events.end_streams)
     return app
+
+
+def _steering(routes: Iterable[Route]) -> frozenset[tuple[str, str]]:
+    """Give what a token may be refused because it is one."""
+    return frozenset(
+        (each.method, each.path) for each in routes if OperatorOnlyError in each.problems
+    )
 
 
 def create_metrics_app(status: StatusService, metrics: Metrics) -> web.Application:

@@ -20,7 +20,7 @@ from cacheagent.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from aiohttp.typedefs import Handler, Middleware
 
@@ -101,12 +101,25 @@ def rate_guard(rates: Rates) -> Middleware:
     return check
 
 
-def api_guard(status: StatusService, access: AccessService, *, require_token: bool) -> Middleware:
+def api_guard(
+    status: StatusService,
+    access: AccessService,
+    *,
+    require_token: bool,
+    steering: Collection[tuple[str, str]] = (),
+) -> Middleware:
     """Refuse requests to the API while the daemon stops, or without a token where one is needed.
 
     What no path of the API takes is refused as well: a token that is none, parameters of the
     query string. Where the path names an image, the token is proved with the right to that.
+    ``steering`` are methods and paths of routes that a token alone does not open: for these root
+    and the daemon's own user need none over the Unix socket, wherever else one is needed.
     """
+
+    def excused(request: web.Request) -> bool:
+        resource = request.match_info.route.resource
+        path = None if resource is None else resource.canonical
+        return (request.method, path) in steering and peer.is_operator(request.transport)
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -114,7 +127,7 @@ def api_guard(status: StatusService, access: AccessService, *, require_token: bo
             if status.stopping:
                 raise ShuttingDownError("the daemon is stopping")
             caller = reading.caller(request)
-            if caller.token is None and require_token:
+            if caller.token is None and require_token and not excused(request):
                 raise UnauthenticatedError(f"{reading.TOKEN_HEADER} is needed here")
             reading.refuse_query(request)
             if "image_id" not in request.match_info:

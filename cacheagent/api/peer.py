@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -33,11 +34,21 @@ def name(transport: asyncio.BaseTransport | None) -> str:
         return NOBODY
     try:
         if sock.family == socket.AF_UNIX:
-            cred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            return f"uid {_UCRED.unpack(cred)[1]}"
+            return f"uid {_uid(sock)}"
         return of_address(sock.getpeername()[0])
     except OSError:
         return NOBODY
+
+
+def is_operator(transport: asyncio.BaseTransport | None) -> bool:
+    """Tell whether root or the daemon's own user speaks over a Unix socket."""
+    sock = _socket(transport)
+    if sock is None or sock.family != socket.AF_UNIX:
+        return False
+    try:
+        return _uid(sock) in {0, os.geteuid()}
+    except OSError:
+        return False
 
 
 def of_address(text: str) -> str:
@@ -48,6 +59,12 @@ def of_address(text: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, _SITE_PREFIX), strict=False))
+
+
+def _uid(sock: socket.socket) -> int:
+    cred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(cred)[1]
+    return uid
 
 
 def _socket(transport: asyncio.BaseTransport | None) -> socket.socket | None:

@@ -142,7 +142,7 @@ IMAGE_ROUTES = (
             200: Success(description="It is ready.", model=wire.Image),
             202: Success(description="It is coming.", model=wire.Image),
         },
-        problems=_FETCH,
+        problems=(*_FETCH, OperatorOnlyError),
     ),
     Route(
         operation="image_evict",
@@ -169,7 +169,7 @@ IMAGE_ROUTES = (
         summary="Read the base of the image again and compare its digest.",
         handler=images.verify,
         answers={200: Success(description="What came of it.", model=wire.Verification)},
-        problems=_ACCESS,
+        problems=(*_ACCESS, OperatorOnlyError),
     ),
     Route(
         operation="image_pin",
@@ -178,7 +178,7 @@ IMAGE_ROUTES = (
         summary="Pin the image: it is not evicted.",
         handler=images.pin,
         answers=_DONE,
-        problems=_ACCESS,
+        problems=(*_ACCESS, OperatorOnlyError),
     ),
     Route(
         operation="image_unpin",
@@ -187,7 +187,7 @@ IMAGE_ROUTES = (
         summary="Unpin the image.",
         handler=images.unpin,
         answers=_DONE,
-        problems=_ACCESS,
+        problems=(*_ACCESS, OperatorOnlyError),
     ),
 )
 

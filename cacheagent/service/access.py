@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cacheagent import log
-from cacheagent.errors import ProblemError, RetryLaterError, UnauthenticatedError
+from cacheagent.errors import (
+    OperatorOnlyError,
+    ProblemError,
+    RetryLaterError,
+    UnauthenticatedError,
+)
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -25,6 +30,12 @@ CHECKS = 8
 """Questions to Glance that one list of images asks at the same time."""
 
 _log = structlog.get_logger(__name__)
+
+
+def refuse_tenant(caller: Caller, what: str) -> None:
+    """Raise ``OperatorOnlyError`` where the caller bears a token: ``what`` it asks concerns all."""
+    if caller.token is not None:
+        raise OperatorOnlyError(f"{what} is for the operator, who asks without a token")
 
 
 class Access:

@@ -15,6 +15,7 @@ from cacheagent.model import (
     UserKind,
 )
 from cacheagent.policy.eviction import Reason
+from cacheagent.service.access import refuse_tenant
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from cacheagent.service.failures import Failure
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
+
+PINNING = "pinning"
 
 
 class Images:
@@ -80,9 +83,12 @@ class Images:
 
         Raises:
             ProblemError: why it cannot come; without ``wait`` only what Glance says at once.
+            OperatorOnlyError: it is to be pinned, and the caller bears a token.
 
         """
         await self._access.check(image_id, caller)
+        if pin:
+            refuse_tenant(caller, PINNING)
         if wait or await self._bases.ready(image_id) is not None:
             ensured = await self._bases.leased(image_id, caller, "a prefetch that is about to end")
             try:
@@ -121,9 +127,11 @@ class Images:
 
         Raises:
             ImageNotFoundError: it is neither cached nor coming, or failed and left nothing.
+            OperatorOnlyError: the caller bears a token; a pin takes its room from all.
 
         """
         await self._access.check(image_id, caller)
+        refuse_tenant(caller, PINNING)
         if await self._catalog.image(image_id) is None:
             raise _unknown(image_id)
         await self._pin(image_id)
@@ -136,9 +144,11 @@ class Images:
 
         Raises:
             ImageNotFoundError: the image is neither cached nor coming.
+            OperatorOnlyError: the caller bears a token; a pin is the operator's.
 
         """
         await self._access.check(image_id, caller)
+        refuse_tenant(caller, PINNING)
         await self._known(image_id)
         await self._room.retrying(lambda: self._catalog.unpin(image_id))
 

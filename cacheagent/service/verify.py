@@ -22,6 +22,7 @@ from cacheagent.policy.verification import (
     has_right_length,
     next_due,
 )
+from cacheagent.service.access import refuse_tenant
 from cacheagent.service.events import EventKind
 from cacheagent.sync.throttle import Throttle
 
@@ -81,9 +82,11 @@ class Verify:
 
         Raises:
             ImageNotFoundError: the image has no base here.
+            OperatorOnlyError: the caller bears a token; reading takes the disk's time from all.
 
         """
         await self._access.check(image_id, caller)
+        refuse_tenant(caller, "verification")
         cached = await self._catalog.image(image_id)
         base_id = None if cached is None else cached.base_id
         base = None if base_id is None else await self._catalog.base(base_id)

@@ -206,6 +206,27 @@ async def test_keystone_token_can_be_demanded() -> None:
         assert (await agent.ask("GET", "/readyz")).status == 200
 
 
+async def test_operator_steers_where_a_token_is_demanded() -> None:
+    """The daemon's own user pins over the socket without a token; over TCP nobody does."""
+    async with (
+        LyingGlance() as glance,
+        agent_on(
+            without_keystone(glance.url, api={"listen": "127.0.0.1:0", "require_token": True})
+        ) as agent,
+    ):
+        image_id = glance.add(b"data" * 1024)
+        path, headers = f"/v1/images/{image_id}", {"X-Auth-Token": "tenant"}
+        answer = await agent.ask("PUT", path, {"wait": True}, headers=headers)
+        assert answer.status == 200
+        assert (await agent.ask("PUT", f"{path}/pin", headers=headers)).problem == "operator-only"
+        assert (await agent.ask("PUT", f"{path}/pin")).status == 204
+        assert (await agent.ask("POST", "/v1/prune", {})).status == 200
+        with pytest.raises(RequestFailedError) as refused:
+            await asyncio.to_thread(Client(agent.address()).pin, image_id)
+        assert refused.value.status == UNAUTHORIZED
+        assert (await agent.ask("GET", path)).status == UNAUTHORIZED
+
+
 async def test_metrics_listener_serves_three_paths() -> None:
     """Whoever scrapes the metrics reaches neither disks nor images by the same address."""
     settings = without_keystone("http://127.0.0.1:9", metrics={"listen": "127.0.0.1:0"})

@@ -29,7 +29,7 @@ NAME = "alices-own"
 
 ALL = (200, 200, 200, 401, 401)
 HERS = (200, 200, 404, 401, 401)
-STEERED = (204, 204, 404, 401, 401)
+STEERED = (204, 403, 404, 401, 401)
 REMOVED = (204, 204, 403, 401, 401)
 OPEN = (200, 200, 200, 200, 200)
 
@@ -46,7 +46,7 @@ RIGHTS = {
     # It is in use by the disk that is there.
     "image_evict": (409, 409, 404, 401, 401),
     "image_why": HERS,
-    "image_verify": HERS,
+    "image_verify": (200, 403, 404, 401, 401),
     "image_pin": STEERED,
     "image_unpin": STEERED,
     "prune": (200, 403, 403, 401, 401),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from cacheagent.model import Caller, DiskSpec, User, UserKind
 from cacheagent.service.outcome import Outcome
 from cacheagent.service.status import Status
 from cacheagent.service.tenancy import TenantDisks
+from cacheagent.service.verify import Verify
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
 
@@ -90,6 +92,26 @@ async def test_a_tenant_with_equal_content_does_not_evict_the_base_of_others(
     glance.truth("access")
     await rig.images.evict(his, TENANT)
     assert await rig.parts.catalog.bases() == []
+
+
+@pytest.mark.parametrize("what", ["pin", "unpin", "fetch and pin", "verify"])
+async def test_a_tenant_steers_nothing_that_concerns_all(
+    rig: Rig, glance: LyingGlance, what: str
+) -> None:
+    """A right to an image is none to keep it here, to let it go, or to keep the disk busy."""
+    image_id = glance.add(b"a" * 4096)
+    await rig.images.prefetch(image_id, OPERATOR, pin=what == "unpin", wait=True)
+    pins = await rig.parts.catalog.pins()
+    verify = Verify(rig.parts, rig.bases, rig.repair, access=rig.access)
+    ask: dict[str, Callable[[ImageId, Caller], Awaitable[object]]] = {
+        "pin": rig.images.pin,
+        "unpin": rig.images.unpin,
+        "fetch and pin": partial(rig.images.prefetch, pin=True, wait=True),
+        "verify": verify.verify,
+    }
+    with pytest.raises(OperatorOnlyError):
+        await ask[what](image_id, TENANT)
+    assert await rig.parts.catalog.pins() == pins
 
 
 async def _nothing() -> None:
