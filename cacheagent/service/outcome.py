@@ -102,7 +102,10 @@ class Outcome:
 
 
 def refusal(demand: Demand, done: Pass, bounds: EvictionPolicy) -> InsufficientSpaceError:
-    """Give the refusal of bytes that cannot be had: which bound is short, and what keeps bases."""
+    """Give the refusal of bytes that cannot be had: which bound is short, and what keeps bases.
+
+    All who wait for the bytes are told, tenants too: whose files the doubts are about is not.
+    """
     plan = done.plan
     where = ""
     if plan.unmet_reason is Reason.MAX_SIZE and bounds.max_size is not None:
@@ -110,7 +113,7 @@ def refusal(demand: Demand, done: Pass, bounds: EvictionPolicy) -> InsufficientS
     elif bounds.min_free:
         where = f" beside eviction.min_free ({format_size(bounds.min_free)})"
     kept = ", ".join(f"{kind} ({number})" for kind, number in Counter(_kept_by(done)).items())
-    doubts = "".join(f"; {each.path} {each.detail}" for each in _doubts(plan))
+    doubts = "; the status of the agent has the doubts" if _doubts(plan) else ""
     return InsufficientSpaceError(
         required_bytes=demand.size,
         available_bytes=max(demand.size - plan.unmet_bytes, 0),

@@ -48,13 +48,15 @@ async def small(tmp_path: Path, glance: LyingGlance, scanned: Path) -> AsyncIter
 async def test_refusal_names_the_bound_and_what_keeps_the_rest(
     small: Rig, glance: LyingGlance, scanned: Path
 ) -> None:
-    """Who is refused reads which bound it was, who holds the cache, and where the doubt is."""
+    """Who is refused reads which bound it was, what holds the cache, and nobody's file."""
     (scanned / "somebody's").unlink()
     with pytest.raises(InsufficientSpaceError) as refused:
         await small.bases.ensure(glance.add(os.urandom(2 * MIB)), NOBODY)
     told = str(refused.value)
     assert "within eviction.max_size (4.0 MiB); bases are kept by: doubt (1)" in told
-    assert f"{scanned} is empty" in told
+    assert "the status of the agent has the doubts" in told
+    # It is remembered, and told to all who wait, whoever they are.
+    assert str(scanned) not in told
 
 
 async def test_doubt_is_told_while_it_lasts(
