@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from cacheagent.api import peer
+from cacheagent.api.peer import Peer
 
 if TYPE_CHECKING:
     import ssl
@@ -22,7 +22,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: HttpServer, tls: ssl.SSLContext | None) -> None:
         self._server = server
         self._tls = tls
-        self._peer: str | None = None
+        self._peer: Peer | None = None
         self._transport: asyncio.Transport | None = None
         self._http: asyncio.Protocol | None = None
         self._handshake: asyncio.Task[None] | None = None
@@ -33,7 +33,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or close it at once."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- for mypy: asyncio promises less than it gives
-        who = peer.name(transport)
+        who = Peer.of(transport)
         if not self._server.enter(self, who):
             transport.abort()
             return

@@ -6,7 +6,8 @@ import ipaddress
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +20,19 @@ _SITE_PREFIX = 64
 
 NOBODY = "nobody"
 """The name of a peer that has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """As whom a connection is counted: by its ``name``, and with all who come the same ``way``."""
+
+    name: str
+    way: str
+
+    @classmethod
+    def of(cls, transport: asyncio.BaseTransport | None) -> Self:
+        """Look at the other end of a connection."""
+        return cls(name(transport), "unix" if is_unix(transport) else "tcp")
 
 
 def is_unix(transport: asyncio.BaseTransport | None) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from cacheagent.api.peer import Peer
     from cacheagent.configtypes import HostPort
     from cacheagent.metrics import Metrics
 
@@ -75,7 +76,8 @@ class _Requests(web.RequestHandler):
 class Bounds:
     """What one server puts up with; times are seconds.
 
-    ``connections`` are open at once, and one peer has at most three quarters of them. A request
+    ``connections`` are open at once. One peer has at most three quarters of them, and neither all
+    who come over TCP nor all who come over the Unix socket have more than seven eighths. A request
     has to be there, up to the end of its header, ``idle`` after the connection was opened or the
     answer before it was given; a TLS handshake ends within ``handshake``; of an answer something
     is taken within each ``unread``.
@@ -95,7 +97,10 @@ class HttpServer:
         self._runner = runner
         self._bounds = bounds
         self._metrics = metrics
-        self._seats = Seats(bounds.connections, max(1, bounds.connections * 3 // 4))
+        each, way = bounds.connections * 3 // 4, bounds.connections * 7 // 8
+        self._seats = Seats(bounds.connections, max(1, each))
+        # Strangers are many, and the one scheduler of this host is not to wait for them.
+        self._ways = Seats(bounds.connections, max(1, way))
         self._refused = 0
         self._open: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
@@ -153,9 +158,9 @@ class HttpServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeping
 
-    def enter(self, connection: Connection, peer: str) -> bool:
+    def enter(self, connection: Connection, who: Peer) -> bool:
         """Count a connection of the peer, or tell that there are too many."""
-        if not self._seats.take(peer):
+        if not self._sit(who):
             self._refused += 1
             self.dropped("full")
             return False
@@ -163,10 +168,19 @@ class HttpServer:
         self._metrics.connections.inc()
         return True
 
-    def leave(self, connection: Connection, peer: str) -> None:
+    def _sit(self, who: Peer) -> bool:
+        if not self._seats.take(who.name):
+            return False
+        if self._ways.take(who.way):
+            return True
+        self._seats.give(who.name)
+        return False
+
+    def leave(self, connection: Connection, who: Peer) -> None:
         """Count a connection no more."""
         self._open.discard(connection)
-        self._seats.give(peer)
+        self._seats.give(who.name)
+        self._ways.give(who.way)
         self._metrics.connections.dec()
 
     def dropped(self, reason: str) -> None:

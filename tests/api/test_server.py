@@ -264,6 +264,23 @@ async def test_one_peer_never_has_all_connections(metrics: Metrics) -> None:
         await leave((reader, writer), *streams[1:12])
 
 
+async def test_the_network_never_has_all_connections(
+    services: FakeServices, metrics: Metrics, tmp_path: Path
+) -> None:
+    """However many strangers come over TCP together, the scheduler on the socket is served."""
+    app = create_app(services.bundle, metrics)
+    async with both_ways(app, tmp_path, Bounds(connections=16), metrics) as where:
+        strangers = [
+            await asyncio.open_connection("127.0.0.1", where["tcp"], local_addr=(host, 0))
+            for host in ("127.0.0.2", "127.0.0.3")
+            for _ in range(8)
+        ]
+        await until(lambda: count(metrics, "connections_dropped_total", reason="full") == 2)
+        assert count(metrics, "connections") == 14
+        assert await status(where["unix"]) == 200
+        await leave(*strangers)
+
+
 async def test_refusals_are_told_together(
     metrics: Metrics, capsys: pytest.CaptureFixture[str]
 ) -> None:
