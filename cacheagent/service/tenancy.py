@@ -41,10 +41,12 @@ class TenantDisks:
         """Create the disk, waiting for its base; the flag tells whether it was made now.
 
         Raises:
-            DiskConflictError: a disk of another specification has the name.
+            DiskConflictError: a disk of another specification has the name, or the instance has
+                disks and the caller may not see it.
             ProblemError: whatever else keeps it from being made; nothing is left behind.
 
         """
+        await self._refuse_intruder(key.instance_id, spec, caller)
         try:
             return await self._disks.create(key, spec, caller)
         except DiskConflictError as error:
@@ -54,9 +56,10 @@ class TenantDisks:
         """Start to create the disk; it is ``pending`` in the answer unless it is there already.
 
         Raises:
-            DiskConflictError: a disk of another specification has the name.
+            DiskConflictError: as ``create``.
 
         """
+        await self._refuse_intruder(key.instance_id, spec, caller)
         try:
             return await self._disks.begin(key, spec, caller)
         except DiskConflictError as error:
@@ -116,6 +119,16 @@ class TenantDisks:
         await self._refuse_foreign(instance_id, caller)
         await self._disks.delete_instance(instance_id)
 
+    async def _refuse_intruder(
+        self, instance_id: InstanceId, spec: DiskSpec, caller: Caller
+    ) -> None:
+        """Keep strangers' disks out of an instance: they would hide it from its owner."""
+        if spec.image_id is not None:
+            # Who may not have the image is told that first, wherever the disk would be.
+            await self._access.check(spec.image_id, caller)
+        if not await self._may(instance_id, caller):
+            raise DiskConflictError(FOREIGN, {})
+
     async def _refuse_foreign(self, instance_id: InstanceId, caller: Caller) -> None:
         # To say that it is removed would be a lie by which a scheduler loses a disk.
         if not await self._may(instance_id, caller):
@@ -145,4 +158,4 @@ class TenantDisks:
         """Keep from the caller what the disk is, unless it may see the instance."""
         if await self._may(key.instance_id, caller):
             return error
-        return DiskConflictError(f"{FOREIGN}, which has a disk of this name", {})
+        return DiskConflictError(FOREIGN, {})

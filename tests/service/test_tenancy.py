@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError, OperatorOnlyError
+from cacheagent.errors import (
+    DiskConflictError,
+    DiskNotFoundError,
+    InstanceNotFoundError,
+    OperatorOnlyError,
+)
 from cacheagent.model import Caller, DiskSpec, User, UserKind
 from cacheagent.service.outcome import Outcome
 from cacheagent.service.status import Status
@@ -31,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("qemu_img")
 
 OPERATOR = Caller()
 TENANT = Caller(token="tenant")  # noqa: S106 -- the fake takes any
+ALICE, BOB = Caller(token="alice"), Caller(token="bob")  # noqa: S106 -- as above
 ROOT, DATA = disk_key(1, "root"), disk_key(1, "data")
 
 
@@ -92,6 +98,40 @@ async def test_a_tenant_with_equal_content_does_not_evict_the_base_of_others(
     glance.truth("access")
     await rig.images.evict(his, TENANT)
     assert await rig.parts.catalog.bases() == []
+
+
+@pytest.fixture
+def projects(glance: LyingGlance) -> tuple[ImageId, ImageId]:
+    """Add an image of alice and one of bob; neither may have the other's."""
+    hers, his = glance.add(b"a" * 4096), glance.add(b"b" * 4096)
+
+    async def rights(exchange: Exchange) -> web.StreamResponse:
+        private = his if exchange.request.headers["X-Auth-Token"] == ALICE.token else hers
+        refused = f"/{private}/" in exchange.request.path
+        return await lying_glance.status(404 if refused else 200)(exchange)
+
+    glance.always("access", rights)
+    return hers, his
+
+
+@pytest.mark.parametrize("way", ["create", "begin"])
+@pytest.mark.parametrize("blank", [False, True])
+async def test_a_stranger_puts_no_disk_into_an_instance(
+    disks: TenantDisks, projects: tuple[ImageId, ImageId], way: str, *, blank: bool
+) -> None:
+    """It would hide the instance from its owner; the refusal is the same whatever is there."""
+    hers, his = projects
+    await disks.create(ROOT, DiskSpec(image_id=hers, size=None), ALICE)
+    spec = DiskSpec(image_id=None if blank else his, size=1 << 20)
+    told = set()
+    for key in (ROOT, DATA):
+        with pytest.raises(DiskConflictError) as refused:
+            await getattr(disks, way)(key, spec, BOB)
+        told.add((str(refused.value), str(refused.value.members())))
+    assert len(told) == 1
+    assert [view.disk.image_id for view in await disks.instance(ROOT.instance_id, ALICE)] == [hers]
+    await disks.create(DATA, DiskSpec(image_id=hers, size=None), ALICE)
+    await disks.create(disk_key(1, "third"), DiskSpec(image_id=his, size=None), OPERATOR)
 
 
 @pytest.mark.parametrize("what", ["pin", "unpin", "fetch and pin", "verify"])
