@@ -28,6 +28,7 @@ class Connection(asyncio.Protocol):
         self._handshake: asyncio.Task[None] | None = None
         self._early = b""
         self._pending = 0
+        self._taken = False
         self._taken_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Hand on that the peer has read."""
+        self._taken = True
         if self._http is not None:
             self._http.resume_writing()
 
@@ -110,9 +112,10 @@ class Connection(asyncio.Protocol):
         if self._http is None or self._transport is None:
             return
         pending = self._transport.get_write_buffer_size()
-        if not pending or pending < self._pending:
+        # What was read may have been written again since: a stream fills its buffer as it empties.
+        if not pending or pending < self._pending or self._taken:
             self._taken_at = now
-        self._pending = pending
+        self._pending, self._taken = pending, False
         if now - self._taken_at >= self._server.bounds.unread:
             self._server.dropped("unread")
             self._transport.abort()

@@ -14,6 +14,7 @@ from aiohttp import ClientSession, UnixConnector, web
 
 from cacheagent.api import listen, reading
 from cacheagent.api.app import create_app
+from cacheagent.api.connection import Connection
 from cacheagent.api.context import STREAMS
 from cacheagent.api.credentials import Credentials
 from cacheagent.api.server import Bounds, HttpServer
@@ -239,6 +240,46 @@ async def test_who_does_not_follow_the_events_is_dropped(
             assert count(metrics, "connections_dropped_total", reason="unread") == 1
         finally:
             sock.close()
+
+
+class Buffer(asyncio.Transport):
+    """A transport of which each look finds more to be sent than the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked = 0
+        self.aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        """Give what waits."""
+        self.looked += 1
+        return 20_000 + self.looked
+
+    def abort(self) -> None:
+        """Remember it."""
+        self.aborted = True
+
+    def close(self) -> None:
+        """Do nothing: nobody is there."""
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_who_reads_slowly_what_never_ends_is_not_dropped(
+    metrics: Metrics, *, reads: bool
+) -> None:
+    """A buffer that is filled again between two looks is read from all the same."""
+    server = await HttpServer.start(web.Application(), Bounds(connections=16, unread=3), metrics)
+    transport, now = Buffer(), asyncio.get_running_loop().time()
+    connection = Connection(server, None)
+    connection.connection_made(transport)
+    for second in range(10):
+        if reads:
+            connection.pause_writing()
+            connection.resume_writing()
+        connection.drop_if_unread(now + second)
+    assert transport.aborted is not reads
+    connection.connection_lost(None)
+    await server.close()
 
 
 def app_streams(app: web.Application) -> set[asyncio.Task[object]]:
