@@ -98,6 +98,15 @@ def test_a_pass_tells_what_went_and_what_is_short_still(run: Run, daemon: FakeDa
     assert run("prune").output.splitlines()[0] == "0 bases went, 0 B freed"
 
 
+def test_a_pass_needs_no_names(run: Run, daemon: FakeDaemon) -> None:
+    """Where root may make a pass, and list the images not, the pass is made all the same."""
+    daemon.listing = False
+    done = run("prune")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[0] == "1 base went, 1.5 GiB freed"
+    assert CACHED not in daemon.images
+
+
 def test_a_pass_is_the_answer_of_the_api_for_programs(run: Run) -> None:
     """A script reads the plan as the API gives it."""
     pruned = json.loads(run("prune", "--dry-run", "--json").stdout)

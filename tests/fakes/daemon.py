@@ -44,6 +44,7 @@ _PROBLEMS = {
     "invalid-request": 400,
     "glance-unavailable": 503,
     "shutting-down": 503,
+    "unauthenticated": 401,
     "too-many-requests": 429,
 }
 
@@ -91,7 +92,8 @@ class FakeDaemon:
     ``CACHED`` and ``TWIN`` are ready; ``COMING`` takes as many steps as somebody looks at it;
     ``FORBIDDEN`` is refused; the download of ``BROKEN`` fails; no other is known.
 
-    The next ``too_many`` requests are refused, to be sent again at once.
+    The next ``too_many`` requests are refused, to be sent again at once. Unless ``listing``, the
+    images are not listed without a token.
 
     Each connection that follows is told one of ``events``, and is cut then; behind the last of
     them the daemon is stopping.
@@ -106,6 +108,7 @@ class FakeDaemon:
         }
         self.stopping = False
         self.too_many = 0
+        self.listing = True
         self.events: list[tuple[str, str]] = []
         self._came = asyncio.Event()
 
@@ -256,7 +259,9 @@ class FakeDaemon:
         disks = list(self.disks[instance].values())
         return web.json_response({"instance_id": instance, "disks": disks})
 
-    async def _images(self, _request: web.Request) -> web.Response:
+    async def _images(self, request: web.Request) -> web.Response:
+        if not self.listing and "X-Auth-Token" not in request.headers:
+            return _problem("unauthenticated")
         return web.json_response({"images": list(self.images.values())})
 
     async def _image(self, request: web.Request) -> web.Response:
