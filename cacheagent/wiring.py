@@ -112,14 +112,15 @@ def wire(parts: Parts) -> Agent:
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
     images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
-    disks = Disks(parts, access=access, creation=creation)
+    own = Disks(parts, access=access, creation=creation)
+    disks = TenantDisks(parts, disks=own, access=access, creation=creation)
     services = Services(
         access=access,
-        disks=TenantDisks(parts, disks=disks, access=access, creation=creation),
+        disks=disks,
         images=images,
         operator=Operator(parts, images=images, evictions=evictions, access=access),
         verify=verify,
-        events=Following(parts, access=access),
+        events=Following(parts, access=access, disks=disks),
         status=status,
     )
     hooks = _hooks(pruner, reconciler, repair, verify)

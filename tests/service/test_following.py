@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.errors import UnauthenticatedError
-from cacheagent.model import Caller
+from cacheagent.model import Caller, DiskSpec
 from cacheagent.service import following
 from cacheagent.service.events import EventKind
 from cacheagent.service.following import Following
+from cacheagent.service.tenancy import TenantDisks
 from tests.fakes import lying_glance
-from tests.fakes.values import image_id
+from tests.fakes.values import disk_key, image_id
 from tests.service.rig import until
 
 if TYPE_CHECKING:
@@ -28,10 +29,16 @@ LONG_AGO = "00000000-0"
 """No run of a daemon has this id: all that is remembered comes, behind a word of the rest."""
 
 
+def followed(rig: Rig) -> Following:
+    """Give the events as the API gives them."""
+    disks = TenantDisks(rig.parts, disks=rig.disks, access=rig.access, creation=rig.creation)
+    return Following(rig.parts, access=rig.access, disks=disks)
+
+
 async def told(rig: Rig, caller: Caller) -> list[tuple[EventKind, object]]:
     """Give all that happened, as the caller is told."""
     rig.parts.events.close()
-    events = Following(rig.parts, access=rig.access).follow(LONG_AGO, caller)
+    events = followed(rig).follow(LONG_AGO, caller)
     return [(event.kind, event.facts.get("number")) async for event in events]
 
 
@@ -68,6 +75,27 @@ async def test_a_tenant_is_told_of_its_images(rig: Rig, glance: LyingGlance) -> 
     ]
 
 
+@pytest.mark.usefixtures("qemu_img")
+async def test_a_tenant_is_told_of_disks_of_its_instances(rig: Rig, glance: LyingGlance) -> None:
+    """A public image tells nobody whose instances use it, nor an instance that has gone whose."""
+    public, other = glance.add(b"public"), glance.add(b"other")
+
+    async def rights(exchange: Exchange) -> web.StreamResponse:
+        code = 404 if f"/{other}/" in exchange.request.path else 200
+        return await lying_glance.status(code)(exchange)
+
+    glance.always("access", rights)
+    made = [(1, "root", public), (2, "root", other), (2, "data", public), (3, "root", public)]
+    for number, name, image in made:
+        await rig.disks.create(disk_key(number, name), DiskSpec(image_id=image, size=None), NOBODY)
+    for number, name in ((2, "data"), (3, "root")):
+        await rig.disks.delete(disk_key(number, name))
+    rig.parts.events.close()
+    seen = [event.facts async for event in followed(rig).follow(LONG_AGO, TENANT)]
+    instances = {each.get("instance_id") for each in seen}
+    assert instances == {None, disk_key(1).instance_id}
+
+
 async def test_progress_does_not_ask_glance_each_time(
     rig: Rig, glance: LyingGlance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +114,7 @@ async def test_a_refusal_is_not_believed_for_ever(rig: Rig, glance: LyingGlance)
     wanted = glance.add(b"data")
     glance.lie("access", lying_glance.status(404))
     rig.parts.events.emit(EventKind.IMAGE_PROGRESS, number=1, image_id=wanted)
-    events = Following(rig.parts, access=rig.access).follow(LONG_AGO, TENANT)
+    events = followed(rig).follow(LONG_AGO, TENANT)
     assert (await anext(events)).kind is EventKind.MISSED
     going = asyncio.ensure_future(anext(events))
     await until(lambda: glance.calls("access"))
