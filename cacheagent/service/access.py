@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -27,7 +29,7 @@ MEMORY = 10_000
 """Answers that are kept at most; the oldest goes first."""
 
 CHECKS = 8
-"""Questions to Glance that one list of images asks at the same time."""
+"""Questions to Glance that all lists of one token ask at the same time."""
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +50,9 @@ class Access:
         self._clock = parts.clock
         self._allowed: dict[tuple[bytes, ImageId | None], float] = {}
         self._asking: SingleFlight[tuple[bytes, ImageId | None], None] = SingleFlight()
+        self._listing: SingleFlight[tuple[bytes, ImageId], bool] = SingleFlight()
+        # Each is there for as long as a list of its token is being made.
+        self._slots: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
 
     async def check(self, image_id: ImageId, caller: Caller) -> None:
         """Return if the caller may download the image; without a token nothing is asked.
@@ -72,7 +77,7 @@ class Access:
         """Ask about the image, or without one about the token alone."""
         if caller.token is None:
             return
-        key = hashlib.sha256(caller.token.encode()).digest(), image_id
+        key = _digest(caller.token), image_id
         if self._allowed.get(key, 0.0) > self._clock():
             self._count(image_id, "remembered")
             return
@@ -114,20 +119,27 @@ class Access:
             GlanceUnavailableError: Glance cannot tell what the caller may have.
 
         """
-        slots = asyncio.Semaphore(CHECKS)
+        if caller.token is None:
+            return frozenset(image_ids)
+        token = _digest(caller.token)
+        slots = self._slots.setdefault(token, asyncio.Semaphore(CHECKS))
 
-        async def one(image_id: ImageId) -> bool:
+        async def ask(image_id: ImageId) -> bool:
             async with slots:
                 return await self.may(image_id, caller)
 
-        checks = [asyncio.ensure_future(one(each)) for each in image_ids]
+        # Lists of one token that are made at the same time share the questions that wait, too.
+        checks = [
+            asyncio.ensure_future(self._listing.run((token, each), partial(ask, each)))
+            for each in image_ids
+        ]
         try:
             answers = await asyncio.gather(*checks)
         finally:
             # One answer that ends it all makes the others useless.
             for check in checks:
                 check.cancel()
-        return frozenset(each for each, may in zip(image_ids, answers, strict=True) if may)
+        return frozenset(each for each, (may, _) in zip(image_ids, answers, strict=True) if may)
 
     def _count(self, image_id: ImageId | None, result: str) -> None:
         """Count a check of an image; that of a token alone is a request to Glance, and no more."""
@@ -140,3 +152,7 @@ class Access:
                 await self._glance.check_token(caller)
             else:
                 await self._glance.check_access(image_id, caller)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -74,3 +74,20 @@ async def test_a_long_list_asks_for_some_at_a_time(rig: Rig, glance: LyingGlance
     assert len(glance.calls("access")) == access.CHECKS
     gate.set()
     assert await listing == found
+
+
+async def test_many_lists_of_a_token_ask_no_more_than_one(rig: Rig, glance: LyingGlance) -> None:
+    """Who asks for the list again and again has Glance asked once, and some images at a time."""
+    found = [glance.add(bytes([number])) for number in range(2 * access.CHECKS + 1)]
+    gate = asyncio.Event()
+    glance.always("access", lying_glance.held(gate))
+    orders = (found, found[::-1]) * 2
+    lists = [asyncio.ensure_future(rig.access.allowed(each, TENANT)) for each in orders]
+    await until(lambda: len(glance.calls("access")) >= access.CHECKS)
+    # One that comes after them has its answer before any more of them are asked.
+    await rig.parts.glance.show(found[0], NOBODY)
+    assert len(glance.calls("access")) == access.CHECKS
+    gate.set()
+    assert await asyncio.gather(*lists) == [frozenset(found)] * 4
+    assert await rig.access.allowed(found, TENANT) == frozenset(found)
+    assert len(glance.calls("access")) == len(found)
