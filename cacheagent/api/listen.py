@@ -151,9 +151,13 @@ def _remove_stale(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise FileExistsError("there is something else than a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # Where nobody accepts any more, a connection would be waited for without end.
+        probe.setblocking(False)  # noqa: FBT003 -- as the socket has it
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:
+            raise FileExistsError("another daemon has it, and hangs") from None
     raise FileExistsError("another daemon answers there")

@@ -213,6 +213,25 @@ async def test_a_socket_that_a_dead_daemon_left_is_replaced(
     assert server.addresses == [str(path)]
 
 
+async def test_a_daemon_that_hangs_does_not_hold_up_the_start(
+    server: HttpServer, tmp_path: Path
+) -> None:
+    """A socket at which nobody accepts any more is that of another daemon, and is told at once."""
+    path = tmp_path / "api.sock"
+    with contextlib.ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hanging.bind(str(path))
+        hanging.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)  # noqa: FBT003 -- as the socket has it
+                waiting.connect(str(path))
+        with pytest.raises(ConfigError, match=r"api\.socket: .*another daemon has it, and hangs"):
+            await listen.listen_unix(server, ApiConfig(socket=path))
+    assert path.is_socket()
+
+
 @pytest.mark.parametrize(
     ("address", "counted"),
     [
