@@ -44,6 +44,12 @@ _FETCH = (
 )
 """What bringing an image in can end in."""
 
+_STEER = (*_ACCESS, OperatorOnlyError, InsufficientSpaceError)
+"""What comes of writing down what an operator wants of an image."""
+
+_REMOVE = (OperatorOnlyError, HostUnavailableError, InsufficientSpaceError)
+"""What comes of a folder that is not ours, and of a catalog that has no room for the news."""
+
 _LOCATION = {"Location": "The path of the disk."}
 _DONE = {204: Success(description="Done.")}
 
@@ -83,7 +89,7 @@ DISK_ROUTES = (
         summary="Remove the disk; one that is gone already is a success too.",
         handler=disks.delete,
         answers=_DONE,
-        problems=(OperatorOnlyError,),
+        problems=_REMOVE,
     ),
     Route(
         operation="instance_list",
@@ -109,7 +115,7 @@ DISK_ROUTES = (
         summary="Remove the instance with all its disks.",
         handler=disks.delete_instance,
         answers=_DONE,
-        problems=(OperatorOnlyError,),
+        problems=_REMOVE,
     ),
 )
 
@@ -151,7 +157,7 @@ IMAGE_ROUTES = (
         summary="Evict the base of the image now.",
         handler=images.evict,
         answers=_DONE,
-        problems=(*_ACCESS, BaseInUseError, OperatorOnlyError),
+        problems=(*_STEER, BaseInUseError),
     ),
     Route(
         operation="image_why",
@@ -169,7 +175,7 @@ IMAGE_ROUTES = (
         summary="Read the base of the image again and compare its digest.",
         handler=images.verify,
         answers={200: Success(description="What came of it.", model=wire.Verification)},
-        problems=(*_ACCESS, OperatorOnlyError),
+        problems=_STEER,
     ),
     Route(
         operation="image_pin",
@@ -178,7 +184,7 @@ IMAGE_ROUTES = (
         summary="Pin the image: it is not evicted.",
         handler=images.pin,
         answers=_DONE,
-        problems=(*_ACCESS, OperatorOnlyError),
+        problems=_STEER,
     ),
     Route(
         operation="image_unpin",
@@ -187,7 +193,7 @@ IMAGE_ROUTES = (
         summary="Unpin the image.",
         handler=images.unpin,
         answers=_DONE,
-        problems=(*_ACCESS, OperatorOnlyError),
+        problems=_STEER,
     ),
 )
 
