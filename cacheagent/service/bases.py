@@ -98,6 +98,7 @@ class Bases:
         self._ingest = ingest
         self._access = access
         self._flights: SingleFlight[ImageId, Ensured | None] = SingleFlight()
+        self._announcing: SingleFlight[tuple[ImageId, str | None], None] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
         self._failures = Failures(parts)
         self._waiting: Counter[ImageId] = Counter()
@@ -241,12 +242,24 @@ class Bases:
         """
         await self._access.check(image_id, caller)
         self._failures.refuse(image_id)
-        await self._describe(image_id, caller)
+        # A crowd that waits for nothing asks a server in trouble no more often than one that waits.
+        whose = image_id, caller.token
+        await self._announcing.run(whose, lambda: self._announce(image_id, caller))
+
+    async def _announce(self, image_id: ImageId, caller: Caller) -> None:
+        try:
+            with log.under_request(caller.request_id):
+                await self._describe(image_id, caller)
+        except ProblemError as error:
+            self._failures.note(image_id, error)
+            raise
 
     async def stop(self) -> None:
         """End all downloads so that they can be resumed; whoever waits is told why."""
         self._stopping = True
-        await self._flights.shutdown(ShuttingDownError("the agent is stopping; ask again"))
+        stopping = ShuttingDownError("the agent is stopping; ask again")
+        await self._announcing.shutdown(stopping)
+        await self._flights.shutdown(stopping)
 
     async def _here(self, base_id: BaseId) -> Base | None:
         """Give the base if it is ready and its file really lies there."""

@@ -233,6 +233,25 @@ async def test_a_prefetch_hears_of_a_failure_too(rig: Rig, glance: LyingGlance) 
     assert len(glance.seen) == asked
 
 
+async def test_a_crowd_of_prefetches_asks_for_the_metadata_once(
+    rig: Rig, glance: LyingGlance
+) -> None:
+    """A server that cannot describe an image is asked by one for all, and then left in peace."""
+    image_id = glance.add(DATA)
+    glance.always("show", lying_glance.status(500))
+
+    async def prefetch() -> None:
+        with pytest.raises(GlanceUnavailableError):
+            await rig.images.prefetch(image_id, NOBODY, pin=False, wait=False)
+
+    for _ in range(2):
+        await asyncio.gather(*(prefetch() for _ in range(CROWD)))
+    assert len(glance.calls("show")) == RETRIES + 1
+    glance.truth("show")
+    rig.clock.now += TTL
+    assert await ask(rig, image_id) is None
+
+
 async def test_what_failed_with_one_token_is_no_answer_for_another(
     rig: Rig, glance: LyingGlance
 ) -> None:
