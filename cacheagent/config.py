@@ -36,6 +36,8 @@ from cacheagent.configtypes import (
     Percent,
     PositiveDuration,
     PositiveSize,
+    ProgramMemory,
+    ProgramTime,
     Size,
     SocketPath,
     Text,
@@ -267,8 +269,8 @@ class QemuConfig(_Section):
     qemu_img: Text = "qemu-img"
     # qemu-img convert -m takes no more than 16.
     convert_threads: Annotated[int, Field(ge=1, le=16)] = 2
-    cpu_time_limit: PositiveDuration = 60.0
-    memory_limit: PositiveSize = 2 << 30
+    cpu_time_limit: ProgramTime = 60.0
+    memory_limit: ProgramMemory = 2 << 30
     sandbox: Literal["auto", "systemd", "bubblewrap", "rlimits"] = "auto"
     sandbox_socket: SocketPath = Path("/run/cacheagent/sandbox.sock")
     qmp_sockets: ListOf[PathPattern] = ()

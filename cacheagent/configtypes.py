@@ -142,10 +142,24 @@ def _options(value: str) -> str:
     return value
 
 
+def _program_time(value: float) -> float:
+    if value < 1:
+        raise ValueError('must be at least "1s": the system counts whole seconds')
+    return value
+
+
+def _program_memory(value: int) -> int:
+    if value < 64 << 20:
+        raise ValueError('must be at least "64MiB": with less qemu-img does not begin')
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size)]
 PositiveSize = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 PositiveDuration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+ProgramMemory = Annotated[int, BeforeValidator(_size), AfterValidator(_program_memory)]
+ProgramTime = Annotated[float, BeforeValidator(_duration), AfterValidator(_program_time)]
 FileMode = Annotated[int, BeforeValidator(_file_mode)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 SocketPath = Annotated[Path, BeforeValidator(_path), AfterValidator(_socket_path)]

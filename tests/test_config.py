@@ -58,6 +58,8 @@ def test_values_become_bytes_seconds_modes_and_paths() -> None:
         ("images.max_size = 1.5", "images.max_size: must be a number of bytes"),
         ("eviction.min_free = -1", "eviction.min_free: must not be negative"),
         ('images.max_size = "9GG"', "images.max_size: is not a size"),
+        ('qemu.cpu_time_limit = "1ms"', 'qemu.cpu_time_limit: must be at least "1s"'),
+        ('qemu.memory_limit = "20MiB"', 'qemu.memory_limit: must be at least "64MiB"'),
         ("api.socket_mode = 660", 'api.socket_mode: must be an octal file mode, as "0660"'),
         ('storage.disk_mode = "0689"', "storage.disk_mode: must be an octal file mode"),
         ('storage.state_dir = "var"', "storage.state_dir: must be an absolute path"),
