@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cacheagent.backends.qcow2 import read_header
 from cacheagent.backends.store import Store
-from cacheagent.errors import ConfigError, HostUnavailableError, ProblemError
+from cacheagent.errors import (
+    ConfigError,
+    DigestMismatchError,
+    HostUnavailableError,
+    ProblemError,
+)
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, ImageId
-from cacheagent.policy.layout import Layout, unfinished
+from cacheagent.policy.layout import Layout, refused_name, unfinished
+from cacheagent.service.quarantine import Quarantine
 from tests.fakes.values import disk_key
 
 if TYPE_CHECKING:
@@ -194,4 +201,116 @@ async def test_name_of_an_ingest_is_taken(
         assert error is None
         assert names["base"].read_bytes() == DATA
         assert not names["base"].is_symlink()
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize(
+    ("plant", "finished"),
+    [(link, False), (hard_link, False), (pipe, False), (link, True), (pipe, True)],
+)
+async def test_name_of_a_template_is_taken(
+    rig: Rig,
+    glance: LyingGlance,
+    outside: Path,
+    plant: Callable[[Path, Path], None],
+    *,
+    finished: bool,
+) -> None:
+    """No template is written through a link, nor does a disk begin as what lies behind one."""
+    before = state(outside)
+    image_id = glance.add(DATA)
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    await rig.disks.create(KEY, DiskSpec(image_id=image_id, size=None), NOBODY)
+    (template,) = rig.layout.templates.iterdir()
+    template.unlink()
+    planted = template if finished else unfinished(template)
+    plant(planted, outside)
+    other = disk_key(2)
+    await rig.disks.create(other, DiskSpec(image_id=image_id, size=None), NOBODY)
+    assert state(outside) == before
+    assert not template.is_symlink()
+    header = read_header(rig.layout.disk(other, DiskFormat.QCOW2))
+    assert header.backing_file == str(rig.layout.base(base.base_id, base.format))
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+async def test_name_in_the_trash_is_taken(
+    rig: Rig, glance: LyingGlance, outside: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    """A base that goes takes the place of what lies there, and nothing behind a link goes."""
+    before = state(outside)
+    image_id = glance.add(DATA)
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    plant(rig.layout.trashed(base.base_id, base.format), outside)
+    plant(rig.layout.trashed_manifest(base.base_id, base.format), outside)
+    await rig.images.evict(image_id, NOBODY)
+    assert await rig.parts.catalog.bases() == []
+    assert list(rig.layout.trash.iterdir()) == []
+    assert list(rig.layout.bases.iterdir()) == []
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("what", ["file", "record", "unfinished record"])
+async def test_name_of_a_refused_image_is_taken(
+    rig: Rig, glance: LyingGlance, outside: Path, plant: Callable[[Path, Path], None], what: str
+) -> None:
+    """A refused image and its record take the place of what lies there, and write into nothing."""
+    before = state(outside)
+    image_id = glance.add(DATA, os_hash_value="0" * 128)
+    name = refused_name(image_id, rig.parts.now(), "digest-mismatch")
+    record = rig.layout.refused_record(name)
+    names = {
+        "file": rig.layout.refused(name),
+        "record": record,
+        "unfinished record": unfinished(record),
+    }
+    plant(names[what], outside)
+    error = await refusal(rig.bases.ensure(image_id, NOBODY))
+    assert isinstance(error, DigestMismatchError)
+    assert state(outside) == before
+    assert names["file"].read_bytes() == DATA
+    assert not names["file"].is_symlink()
+    assert image_id in record.read_text()
+
+
+@pytest.mark.parametrize("plant", [link, pipe])
+async def test_record_of_a_refused_image_became_a_link(
+    rig: Rig, glance: LyingGlance, outside: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    """What a link leads to is not shown as what was found, and does not go with the image."""
+    image_id = glance.add(DATA, os_hash_value="0" * 128)
+    await refusal(rig.bases.ensure(image_id, NOBODY))
+    quarantine = Quarantine(rig.parts)
+    (name,) = [each.name for each in (await quarantine.contents()).refused]
+    record = rig.layout.refused_record(name)
+    (outside / "root.raw").write_bytes(record.read_bytes())
+    before = state(outside)
+    record.unlink()
+    plant(record, outside)
+    (shown,) = (await quarantine.view(NOBODY, rig.access)).files
+    assert (shown.image_id, shown.detail) == (image_id, "")
+    await quarantine.drop((await quarantine.contents()).refused)
+    assert list(rig.layout.quarantine.iterdir()) == []
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+async def test_name_of_a_damaged_base_is_taken(
+    rig: Rig, glance: LyingGlance, outside: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    """A damaged base takes the place of what lies in quarantine; that goes alone with it."""
+    before = state(outside)
+    base = (await rig.bases.ensure(glance.add(DATA), NOBODY)).base
+    names = (
+        rig.layout.quarantined(base.base_id, base.format),
+        rig.layout.quarantined_manifest(base.base_id, base.format),
+    )
+    for name in names:
+        plant(name, outside)
+    await rig.parts.store.quarantine_base(base.base_id, base.format)
+    assert names[0].read_bytes() == DATA
+    assert not any(name.is_symlink() for name in names)
+    await rig.parts.store.drop_quarantined(base.base_id, base.format)
+    assert list(rig.layout.quarantine.iterdir()) == []
     assert state(outside) == before
