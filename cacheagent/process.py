@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import ProgramKilledError, ProgramMissingError
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from asyncio import StreamReader
@@ -139,11 +140,13 @@ async def run_limited(
     Raises: ProgramMissingError where ``argv[0]`` is not installed, ProgramKilledError where
     somebody else killed it before its end.
     """
-    process = await _start([*prefix(limits), *argv], pass_fds)
+    starting = asyncio.ensure_future(_start([*prefix(limits), *argv], pass_fds))
     try:
+        # asyncio would end the start by killing this one process, and not those of its group.
+        process = await uninterrupted(starting)
         completed = await attend(process.stdout, process.stderr, process.wait(), on_stdout)
     finally:
-        await _end(process)
+        await uninterrupted(_end(starting))
     if completed.returncode == _NOT_FOUND and completed.stderr.startswith(_STARTERS):
         raise ProgramMissingError(f"{argv[0]} is not installed")
     return unless_killed(argv[0], completed)
@@ -227,7 +230,10 @@ async def _drain(stream: StreamReader | None, take: Callable[[bytes], None]) -> 
         take(data)
 
 
-async def _end(process: Process) -> None:
+async def _end(starting: asyncio.Future[Process]) -> None:
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    process = starting.result()
     # A session of its own makes it the leader of a group that its children belong to as well.
     # They may outlive it, and hold its output open.
     with contextlib.suppress(ProcessLookupError):

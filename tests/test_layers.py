@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent.parent / "cacheagent"
 LAYERS = (
     {"errors", "model", "units"},
     {"configtypes"},
-    {"config", "metrics", "log", "process", "policy", "sync"},
+    {"config", "metrics", "log", "policy", "sync"},
+    {"process"},
     {"sandbox"},
     {"backends"},
     {"service"},

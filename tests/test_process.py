@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import select
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -196,6 +197,34 @@ async def test_cancelling_kills_the_program_and_its_children() -> None:
     with pytest.raises(asyncio.CancelledError):
         await run
     assert await asyncio.to_thread(wait_for_ends, listener.pidfds)
+
+
+async def test_cancelling_a_start_kills_what_has_been_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who gives up while the program is being started leaves neither it nor its children."""
+    started: list[asyncio.subprocess.Process] = []
+    begun, going_on = asyncio.Event(), asyncio.Event()
+    start = asyncio.create_subprocess_exec
+
+    async def slow(*words: str, **options: Any) -> asyncio.subprocess.Process:  # noqa: ANN401 - handed on
+        started.append(await start(*words, **options))
+        begun.set()
+        await going_on.wait()
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    run = asyncio.ensure_future(run_limited(shell("sleep 1000 & wait"), limits=NO_LIMITS))
+    await begun.wait()
+    run.cancel()
+    asyncio.get_running_loop().call_soon(going_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    try:
+        assert started[0].returncode == -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started[0].pid, signal.SIGKILL)
 
 
 async def test_cancelling_kills_children_that_outlive_the_program() -> None:
