@@ -139,8 +139,13 @@ class TenantDisks:
     ) -> bool:
         if caller.token is None:
             return True
-        images = await self._images(instance_id, shown)
-        return images == await self._access.allowed(images, caller)
+        asked: frozenset[ImageId] = frozenset()
+        # While Glance thinks about some, a disk of another may come.
+        while not (images := await self._images(instance_id, shown)) <= asked:
+            if images != await self._access.allowed(images, caller):
+                return False
+            asked = images
+        return True
 
     async def _images(
         self, instance_id: InstanceId, shown: Sequence[DiskView]

@@ -85,6 +85,26 @@ async def test_a_disk_that_is_made_while_glance_is_asked_is_not_shown(
     assert private not in {view.disk.image_id for view in shown}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_disk_that_is_made_while_glance_is_asked_is_not_removed(
+    rig: Rig, glance: LyingGlance, disks: TenantDisks, *, whole: bool
+) -> None:
+    """What a tenant removes is what Glance was asked about."""
+    public, private = glance.add(b"a" * 4096), glance.add(b"b" * 4096)
+    await rig.disks.create(ROOT, DiskSpec(image_id=public, size=None), OPERATOR)
+
+    async def make() -> None:
+        await rig.disks.create(DATA, DiskSpec(image_id=private, size=None), OPERATOR)
+
+    glance.always("access", meanwhile(private, make))
+    removing = (
+        disks.delete_instance(ROOT.instance_id, TENANT) if whole else disks.delete(DATA, TENANT)
+    )
+    with pytest.raises(OperatorOnlyError):
+        await removing
+    assert (await rig.disks.show(DATA)).path.exists()
+
+
 async def test_a_tenant_with_equal_content_does_not_evict_the_base_of_others(
     rig: Rig, glance: LyingGlance
 ) -> None:
