@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import HostUnavailableError, ProgramMissingError
 from cacheagent.process import run_limited, unless_killed
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,7 +125,7 @@ async def run(
         )
     finally:
         os.close(tell)
-        await asyncio.to_thread(wait_until_gone, told)
+        await uninterrupted(asyncio.to_thread(wait_until_gone, told))
     return of_the_program(argv[0], completed)
 
 

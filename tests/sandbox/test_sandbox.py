@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,34 @@ async def test_who_is_cancelled_leaves_nothing_behind(sandbox: Sandbox, tmp_path
     with pytest.raises(asyncio.CancelledError):
         await run
     assert not await asyncio.to_thread(_locked, target)
+
+
+async def test_who_is_cancelled_again_still_waits_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is not removed or made anew while something inside may still write to it."""
+    require_bubblewrap()
+    loop, waiting, over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    wait = bubblewrap.wait_until_gone
+
+    def slow(told: int) -> None:
+        loop.call_soon_threadsafe(waiting.set)
+        over.wait()
+        wait(told)
+
+    monkeypatch.setattr(bubblewrap, "wait_until_gone", slow)
+    run = asyncio.ensure_future(
+        shell(Sandbox(kind=SandboxKind.BUBBLEWRAP, socket=tmp_path), "true")
+    )
+    await waiting.wait()
+    for _ in range(2):
+        run.cancel()
+        await asyncio.sleep(0)
+    gave_up = run.done()
+    over.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert not gave_up
 
 
 async def test_a_program_that_ends_leaves_no_child_behind(sandbox: Sandbox, tmp_path: Path) -> None:
