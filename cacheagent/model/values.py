@@ -119,13 +119,15 @@ class ImageSignature:
     """A signature over the data of an image, as Glance's properties ``img_signature…`` tell it.
 
     ``value`` is base64. ``certificate`` names the certificate whose key signed, as a key manager
-    does: a UUID. Nothing of it is checked yet.
+    does: a UUID. In an image nothing of it is checked yet. In a base it holds, and
+    ``vouched_by`` is the fingerprint of what the operator trusted when it was checked.
     """
 
     value: str
     hash_method: str
     key_type: str
     certificate: str
+    vouched_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ only when it downloads serves what came without a check. So both are looked at o
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cacheagent.model import BaseState
@@ -16,7 +16,7 @@ from cacheagent.model import BaseState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cacheagent.model import Base, GlanceImage
+    from cacheagent.model import Base, GlanceImage, ImageSignature
 
 NOT_ABOUT_CONTENT: Final = frozenset(
     {"signature-missing", "signature-invalid", "signature-certificate", "limits"}
@@ -39,14 +39,35 @@ class TrustRules:
     verify_signatures: bool
 
 
-def lacks(base: Base, image: GlanceImage, rules: TrustRules) -> frozenset[Lack]:
-    """Tell what has to be proved of the base before a request for the image may have it."""
+def lacks(
+    base: Base, image: GlanceImage, rules: TrustRules, vouched_by: str | None
+) -> frozenset[Lack]:
+    """Tell what has to be proved of the base before a request for the image may have it.
+
+    ``vouched_by`` is the fingerprint of what the operator trusts now, None where that cannot be
+    told: a signature that was checked by another one's word has to be checked again.
+    """
     found = set()
     if is_outdated(base, rules):
         found.add(Lack.INSPECTION)
-    if rules.verify_signatures and image.signature not in base.signatures:
+    if rules.verify_signatures and not _holds(base, image, vouched_by):
         found.add(Lack.SIGNATURE)
     return frozenset(found)
+
+
+def _holds(base: Base, image: GlanceImage, vouched_by: str | None) -> bool:
+    if image.signature is None or vouched_by is None:
+        return False
+    return replace(image.signature, vouched_by=vouched_by) in base.signatures
+
+
+def with_signatures(
+    known: Iterable[ImageSignature], checked: Iterable[ImageSignature]
+) -> tuple[ImageSignature, ...]:
+    """Add what was checked now to what is known; it takes the place of older checks of the same."""
+    new = {replace(each, vouched_by=""): each for each in checked}
+    kept = (each for each in known if replace(each, vouched_by="") not in new)
+    return (*kept, *new.values())
 
 
 def is_outdated(base: Base, rules: TrustRules) -> bool:

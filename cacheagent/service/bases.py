@@ -174,7 +174,7 @@ class Bases:
             if found is None:
                 return None
             cached, base = found
-            trusted = not self.trust.lacks(base, cached.image)
+            trusted = not await self.trust.lacks(base, cached.image)
             if trusted and cached.standing is Standing.ACTIVE and await self._lies_there(base):
                 return Ensured(base, cached.image, CacheResult.HIT, lease_id)
         except BaseException:
@@ -195,7 +195,7 @@ class Bases:
         if cached is None or cached.base_id is None or cached.standing is not Standing.ACTIVE:
             return None
         base = await self._here(cached.base_id)
-        if base is None or self.trust.lacks(base, cached.image):
+        if base is None or await self.trust.lacks(base, cached.image):
             return None
         return Ensured(base, cached.image, CacheResult.HIT)
 
@@ -344,7 +344,7 @@ class Bases:
             base = await self._here(cached.base_id)
             if base is None or not is_as_it_came(base):
                 return None
-            if self.trust.lacks(base, cached.image) != {Lack.INSPECTION}:
+            if await self.trust.lacks(base, cached.image) != {Lack.INSPECTION}:
                 return None
             proved = await self.renewal.proved(base, cached.image, caller)
         return None if proved is None else Ensured(proved, cached.image, CacheResult.HIT)

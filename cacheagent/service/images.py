@@ -206,7 +206,7 @@ class Images:
             pinned=image_id in await self._catalog.pins(),
             users=(*told(users, caller), *(User(kind=UserKind.WAITER) for _ in range(waiting))),
             error=(None if failure is None else failure.why) or refused,
-            withheld=None if base is None else trust.withheld(base, cached.image),
+            withheld=None if base is None else await trust.withheld(base, cached.image),
         )
 
     def _state(self, image_id: ImageId, base: Base | None) -> ImageState:

@@ -83,7 +83,7 @@ class Publishing:
 
     async def _kept(self, image: GlanceImage, made: Made, here: Base) -> Base | None:
         """Give the base that is here, with what was proved now; None where it is another file."""
-        if not self._trust.lacks(here, image):
+        if not await self._trust.lacks(here, image):
             return here
         new = made.manifest.base
         same = (new.format, new.source_format) == (here.format, here.source_format)

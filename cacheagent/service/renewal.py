@@ -23,7 +23,7 @@ from cacheagent.errors import (
 )
 from cacheagent.model import GlanceImage, ImageId, parse_base_id
 from cacheagent.policy import admission
-from cacheagent.policy.trust import Lack
+from cacheagent.policy.trust import Lack, with_signatures
 from cacheagent.policy.verification import is_as_it_came
 from cacheagent.service.looking import look_again
 from cacheagent.service.proof import Follower
@@ -66,7 +66,7 @@ class Renewal:
             OSError: the file cannot be read.
 
         """
-        lacking = self._trust.lacks(base, image)
+        lacking = await self._trust.lacks(base, image)
         if not lacking:
             return base
         if Lack.INSPECTION in lacking:
@@ -136,7 +136,7 @@ class Renewal:
         proved = replace(
             base,
             inspection_version=self._version,
-            signatures=(*base.signatures, *(set(signatures) - set(base.signatures))),
+            signatures=with_signatures(base.signatures, signatures),
         )
         images = await self._catalog.images_of(base.base_id)
         known = tuple(cached.image for cached in images)

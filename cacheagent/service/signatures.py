@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import signing
@@ -23,6 +25,21 @@ if TYPE_CHECKING:
 
 LONGEST = 1 << 20
 """Bytes of a file of certificates, at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trusted:
+    """What files of the operator say now: a certificate and the authorities, None where none is."""
+
+    certificate: bytes | None
+    authorities: bytes | None
+
+    def fingerprint(self) -> str:
+        """Give a digest that is another one as soon as one byte of them is."""
+        hasher = hashlib.sha256()
+        for data in (self.certificate, self.authorities):
+            hasher.update(b"-" if data is None else hashlib.sha256(data).digest())
+        return hasher.hexdigest()
 
 
 class Signatures:
@@ -44,22 +61,42 @@ class Signatures:
         """
         if not self._config().images.verify_signatures:
             return None
-        if image.signature is None:
+        signature = image.signature
+        if signature is None:
             raise ImageUnacceptableError(
                 "signature-missing",
                 "the image is not signed: some of its properties img_signature… are missing",
             )
-        chain = await self._chain(image.signature, caller)
-        signing.check_certificate(chain, await self._trusted(), self._now())
-        return signing.SignatureCheck(image.signature, chain[0])
-
-    async def _chain(self, signature: ImageSignature, caller: Caller) -> Sequence[x509.Certificate]:
-        """Give the certificate, and those behind it."""
         # It becomes the name of a file, and part of a URL.
         if not re.fullmatch(UUID_PATTERN, signature.certificate):
             raise signing.uncertified("img_signature_certificate_uuid is no UUID")
-        data = await self._from_folder(signature.certificate)
-        if data is None and self._may_ask() and self._barbican is not None:
+        trusted = await self._trusted(signature)
+        chain = await self._chain(signature, trusted, caller)
+        signing.check_certificate(chain, self._authorities(trusted), self._now())
+        vouched = replace(signature, vouched_by=trusted.fingerprint())
+        return signing.SignatureCheck(vouched, chain[0])
+
+    async def vouched_by(self, signature: ImageSignature) -> str | None:
+        """Give the fingerprint of what the operator trusts now for this signature.
+
+        It is another one once the authorities, or the certificate in the folder, are others. None
+        where it cannot be told; ``demanded`` says why.
+        """
+        if not re.fullmatch(UUID_PATTERN, signature.certificate):
+            return None
+        try:
+            return (await self._trusted(signature)).fingerprint()
+        except GlanceUnavailableError:
+            return None
+
+    async def _chain(
+        self, signature: ImageSignature, trusted: _Trusted, caller: Caller
+    ) -> Sequence[x509.Certificate]:
+        """Give the certificate, and those behind it."""
+        data = trusted.certificate
+        # Anybody may store a certificate: without an authority its being there proves nothing.
+        may_ask = trusted.authorities is not None
+        if data is None and may_ask and self._barbican is not None:
             data = await self._barbican.certificate(signature.certificate, caller)
         if data is None:
             raise signing.uncertified(f"nobody knows certificate {signature.certificate}")
@@ -68,32 +105,44 @@ class Signatures:
         except ValueError:
             raise signing.uncertified("its certificate cannot be read") from None
 
-    def _may_ask(self) -> bool:
-        # Anybody may store a certificate: without an authority its being there proves nothing.
-        return self._config().images.signature_ca_file is not None
+    async def _trusted(self, signature: ImageSignature) -> _Trusted:
+        images = self._config().images
+        folder, ca_file = images.certificates_dir, images.signature_ca_file
+        certificate = None if folder is None else folder / f"{signature.certificate}.pem"
+        return await asyncio.to_thread(_look, certificate, ca_file)
 
-    async def _from_folder(self, certificate: str) -> bytes | None:
-        folder = self._config().images.certificates_dir
-        if folder is None:
+    def _authorities(self, trusted: _Trusted) -> Sequence[x509.Certificate] | None:
+        """Give whom the operator trusts; None where all that lies in the folder is trusted."""
+        if trusted.authorities is None:
             return None
         try:
-            return await asyncio.to_thread(_read, folder / f"{certificate}.pem")
+            return signing.read_certificates(trusted.authorities)
+        except ValueError as error:
+            path = self._config().images.signature_ca_file
+            raise _unusable(path, error) from error
+
+
+def _look(certificate: Path | None, ca_file: Path | None) -> _Trusted:
+    """Read both files; a certificate need not be there. Raises: GlanceUnavailableError."""
+    found = authorities = None
+    if certificate is not None:
+        try:
+            found = _read(certificate)
         except FileNotFoundError:
-            return None
+            pass
         except OSError as error:
             why = f"images.certificates_dir: {error.filename}: {error.strerror}"
             raise GlanceUnavailableError(why) from error
-
-    async def _trusted(self) -> Sequence[x509.Certificate] | None:
-        """Give whom the operator trusts; None where all that lies in the folder is trusted."""
-        path = self._config().images.signature_ca_file
-        if path is None:
-            return None
+    if ca_file is not None:
         try:
-            return signing.read_certificates(await asyncio.to_thread(_read, path))
-        except (OSError, ValueError) as error:
-            why = f"images.signature_ca_file: {path} cannot be used: {error}"
-            raise GlanceUnavailableError(why) from error
+            authorities = _read(ca_file)
+        except OSError as error:
+            raise _unusable(ca_file, error) from error
+    return _Trusted(found, authorities)
+
+
+def _unusable(path: Path | None, error: Exception) -> GlanceUnavailableError:
+    return GlanceUnavailableError(f"images.signature_ca_file: {path} cannot be used: {error}")
 
 
 def _read(path: Path) -> bytes:

@@ -20,6 +20,7 @@ from cacheagent.policy.trust import (
     sentence,
 )
 from cacheagent.service.events import EventKind
+from cacheagent.service.signatures import Signatures
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -54,6 +55,7 @@ class Trust:
         self._image_rules = parts.rules
         self._events = parts.events
         self._counted = parts.metrics.reinspections_total
+        self._signatures = Signatures(parts)
         self._refusals: dict[BaseId, _Refusal] = {}
         self.found = asyncio.Event()
 
@@ -61,9 +63,12 @@ class Trust:
         """Give what has to be proved now."""
         return self._rules()
 
-    def lacks(self, base: Base, image: GlanceImage) -> frozenset[Lack]:
+    async def lacks(self, base: Base, image: GlanceImage) -> frozenset[Lack]:
         """Tell what has to be proved of the base before a request for the image may have it."""
-        return lacks(base, image, self._rules())
+        rules, vouched_by = self._rules(), None
+        if rules.verify_signatures and image.signature is not None:
+            vouched_by = await self._signatures.vouched_by(image.signature)
+        return lacks(base, image, rules, vouched_by)
 
     def check(self, base: Base) -> None:
         """Return unless the base was refused by the rules of now.
@@ -80,9 +85,9 @@ class Trust:
         found = self._refusal(base)
         return None if found is None else found.why
 
-    def withheld(self, base: Base, image: GlanceImage) -> str | None:
+    async def withheld(self, base: Base, image: GlanceImage) -> str | None:
         """Say why nobody gets the base for this image as it is; None where anybody may."""
-        return self.why_refused(base) or sentence(self.lacks(base, image)) or None
+        return self.why_refused(base) or sentence(await self.lacks(base, image)) or None
 
     def refuse(self, base: Base, error: ImageUnacceptableError) -> None:
         """Remember that the content of a base that is here breaks a rule, and tell.

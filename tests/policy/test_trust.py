@@ -8,7 +8,14 @@ from datetime import timedelta
 import pytest
 
 from cacheagent.model import BaseState, ImageSignature
-from cacheagent.policy.trust import Lack, TrustRules, lacks, next_outdated, sentence
+from cacheagent.policy.trust import (
+    Lack,
+    TrustRules,
+    lacks,
+    next_outdated,
+    sentence,
+    with_signatures,
+)
 from tests.fakes.values import NOW, base, glance_image
 
 SIGNED = ImageSignature(value="YQ==", hash_method="SHA-256", key_type="DSA", certificate="a")
@@ -44,10 +51,28 @@ def test_what_lacks(
     lacking: set[Lack],
 ) -> None:
     """A base has what was proved of it, and a request needs what the rules of now ask for."""
-    here = replace(base(1), inspection_version=version, signatures=checked)
+    proved = tuple(replace(each, vouched_by="an authority") for each in checked)
+    here = replace(base(1), inspection_version=version, signatures=proved)
     image = replace(glance_image(1), signature=signature)
-    assert lacks(here, image, rules) == lacking
-    assert bool(sentence(lacks(here, image, rules))) == bool(lacking)
+    found = lacks(here, image, rules, "an authority")
+    assert found == lacking
+    assert bool(sentence(found)) == bool(lacking)
+
+
+@pytest.mark.parametrize("now", [None, "", "another one"])
+def test_what_another_authority_vouched_for_lacks(now: str | None) -> None:
+    """A signature holds by the word of those who are trusted now, and of nobody else."""
+    proved = replace(SIGNED, vouched_by="an authority")
+    here = replace(base(1), inspection_version=3, signatures=(proved,))
+    image = replace(glance_image(1), signature=SIGNED)
+    assert lacks(here, image, STRICT, now) == {SIGNATURE}
+
+
+def test_a_signature_that_is_checked_again_is_known_once() -> None:
+    """However often those change who are trusted, what is known does not grow."""
+    old, new = (replace(SIGNED, vouched_by=each) for each in ("an authority", "another one"))
+    assert with_signatures((OTHER, old), (new,)) == (OTHER, new)
+    assert with_signatures((OTHER, old), ()) == (OTHER, old)
 
 
 def test_the_base_used_last_is_inspected_first() -> None:

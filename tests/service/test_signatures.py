@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -191,6 +190,10 @@ class Identity:
         """Give the token."""
         return "token-of-the-agent"
 
+    async def renew(self, refused: str) -> str | None:
+        """Give none: it is always accepted."""
+        raise AssertionError(refused)
+
 
 async def test_certificate_comes_from_the_key_manager(
     tmp_path: Path, glance: LyingGlance, folder: Path
@@ -318,7 +321,81 @@ async def test_check_outlives_the_catalog(
         await bring(rig, wanted)
     for left in (tmp_path / "state").glob("catalog.db*"):
         left.unlink()
-    shutil.rmtree(folder)
     async with strict(tmp_path, glance) as rig:
         await rig.reconcile.run(rig.parts.now())
         assert (await rig.bases.ensure(wanted, NOBODY)).result is CacheResult.HIT
+
+
+# --- who may sign changes ------------------------------------------------------------------------
+
+
+async def test_authority_that_is_removed_vouches_for_nothing(
+    tmp_path: Path, glance: LyingGlance, folder: Path
+) -> None:
+    """What was proved by another authority's word is refused, and given again when it returns."""
+    old, new = authority(), authority(number=101)
+    owner = signer(issuer=old)
+    owner.put_into(folder)
+    wanted = glance.add(DATA, **owner.sign(DATA))
+    authorities = tmp_path / "authorities.pem"
+    async with strict(tmp_path, glance, old) as rig:
+        base = await bring(rig, wanted)
+        authorities.write_bytes(new.pem)
+        assert await rig.bases.ready(wanted) is None
+        async with refusing("signature-certificate"):
+            await bring(rig, wanted)
+        # The base stays, for others and for later.
+        assert path_of(rig, base).exists()
+        authorities.write_bytes(new.pem + old.pem)
+        again = await rig.bases.ensure(wanted, NOBODY)
+        assert (again.result, len(again.base.signatures)) == (CacheResult.HIT, 1)
+    assert len(glance.calls("data")) == 1
+
+
+async def test_certificate_that_is_removed_vouches_for_nothing(
+    tmp_path: Path, glance: LyingGlance, folder: Path
+) -> None:
+    """Taken away, or another under its name: that is seen without a restart."""
+    owner, other = signer(), signer(number=1)
+    owner.put_into(folder)
+    file = folder / f"{owner.certificate_id}.pem"
+    wanted = glance.add(DATA, **owner.sign(DATA))
+    async with strict(tmp_path, glance) as rig:
+        await bring(rig, wanted)
+        file.unlink()
+        async with refusing("signature-certificate"):
+            await bring(rig, wanted)
+        file.write_bytes(other.pem)
+        async with refusing("signature-invalid"):
+            await bring(rig, wanted)
+        file.write_bytes(owner.pem)
+        assert (await rig.bases.ensure(wanted, NOBODY)).result is CacheResult.HIT
+    assert len(glance.calls("data")) == 1
+
+
+async def test_certificate_beside_it_changes_nothing(
+    tmp_path: Path, glance: LyingGlance, folder: Path
+) -> None:
+    """A new signer in the folder makes nobody read or fetch the images of the others again."""
+    owner = signer()
+    owner.put_into(folder)
+    wanted = glance.add(DATA, **owner.sign(DATA))
+    async with strict(tmp_path, glance) as rig:
+        await bring(rig, wanted)
+        signer(number=1).put_into(folder)
+        assert await rig.bases.ready(wanted) is not None
+
+
+async def test_authorities_that_cannot_be_read_let_nothing_out(
+    tmp_path: Path, glance: LyingGlance, folder: Path
+) -> None:
+    """Whom to trust is not known, so a base that was proved before waits for the operator."""
+    root = authority()
+    owner = signer(issuer=root)
+    owner.put_into(folder)
+    wanted = glance.add(DATA, **owner.sign(DATA))
+    async with strict(tmp_path, glance, root) as rig:
+        await bring(rig, wanted)
+        (tmp_path / "authorities.pem").unlink()
+        with pytest.raises(GlanceUnavailableError, match="signature_ca_file"):
+            await bring(rig, wanted)
