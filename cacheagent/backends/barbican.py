@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -15,7 +16,7 @@ import aiohttp
 from cacheagent.errors import ConfigError, GlanceUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
     from cacheagent.model import Caller
@@ -27,7 +28,7 @@ LONGEST = 1 << 20
 """Bytes of a certificate with those behind it, at the most."""
 
 _ABSENT = {
-    *(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND),
+    *(HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND),
     *(HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.BAD_REQUEST),
 }
 """Answers that say that the secret is not there, or not for this token."""
@@ -36,7 +37,7 @@ _ABSENT = {
 class KeyIdentity(Protocol):
     """What an identity gives: where the key managers are, and the agent's token.
 
-    Both raise ``GlanceUnavailableError`` and ``GlanceRefusedError`` as Keystone does not answer,
+    All raise ``GlanceUnavailableError`` and ``GlanceRefusedError`` as Keystone does not answer,
     or refuses.
     """
 
@@ -47,6 +48,14 @@ class KeyIdentity(Protocol):
     async def token(self) -> str | None:
         """Give the agent's own token."""
         ...
+
+    async def renew(self, refused: str) -> str | None:
+        """Give a newer token than the one that was not accepted."""
+        ...
+
+
+class _NotAcceptedError(aiohttp.ClientError):
+    """A token is answered 401: nothing is said of the secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,19 +100,17 @@ class Barbican:
         the caller's, who may have brought a certificate along.
 
         Raises:
-            GlanceUnavailableError: no key manager answers.
+            GlanceUnavailableError: no key manager answers, or none accepts the agent's token.
             GlanceRefusedError: Keystone does not accept the agent.
 
         """
         failure = None
-        tokens = (await self._identity.token(), caller.token)
         for url in await self._identity.key_managers():
             root = re.sub(r"/v1$", "", url.rstrip("/"))
             try:
-                for headers in _asking(tokens):
-                    found = await self._get(f"{root}/v1/secrets/{secret_id}/payload", headers)
-                    if found is not None:
-                        return found
+                found = await self._ask(f"{root}/v1/secrets/{secret_id}/payload", caller)
+                if found is not None:
+                    return found
             except (aiohttp.ClientError, OSError) as error:
                 why = str(error) or type(error).__name__
                 failure = f"the key manager at {url} cannot be asked: {why}"
@@ -111,11 +118,44 @@ class Barbican:
             raise GlanceUnavailableError(failure)
         return None
 
+    async def _ask(self, url: str, caller: Caller) -> bytes | None:
+        fault = found = None
+        try:
+            found = await self._ask_as_agent(url)
+        except _NotAcceptedError:
+            # A key manager that knows nobody's token, or an agent without its rights.
+            fault = aiohttp.ClientError("it does not accept the token of the agent")
+        if found is None:
+            with suppress(_NotAcceptedError):
+                found = await self._ask_with(url, caller.token)
+        if found is None and fault is not None:
+            raise fault
+        return found
+
+    async def _ask_as_agent(self, url: str) -> bytes | None:
+        token = await self._identity.token()
+        try:
+            return await self._ask_with(url, token)
+        except _NotAcceptedError:
+            # Tokens may be revoked before their end.
+            return await self._ask_with(url, await self._identity.renew(token or ""))
+
+    async def _ask_with(self, url: str, token: str | None) -> bytes | None:
+        if token is None or not re.fullmatch(r"[\x21-\x7e]+", token):
+            return None
+        for media_type in MEDIA_TYPES:
+            found = await self._get(url, {"X-Auth-Token": token, "Accept": media_type})
+            if found is not None:
+                return found
+        return None
+
     async def _get(self, url: str, headers: dict[str, str]) -> bytes | None:
         if self._session is None:
             raise RuntimeError("the key manager is used before start")
         # A redirect would carry the token on to whatever origin it names.
         async with self._session.get(url, headers=headers, allow_redirects=False) as answer:
+            if answer.status == HTTPStatus.UNAUTHORIZED:
+                raise _NotAcceptedError
             if answer.status in _ABSENT:
                 return None
             if answer.status != HTTPStatus.OK:
@@ -126,13 +166,6 @@ class Barbican:
                 if len(data) > LONGEST:
                     raise aiohttp.ClientPayloadError(f"it sends more than {LONGEST} bytes")
             return bytes(data)
-
-
-def _asking(tokens: Sequence[str | None]) -> Iterator[dict[str, str]]:
-    """Give the headers to ask with, one after the other: each token, each kind of content."""
-    for token in tokens:
-        if token is not None and re.fullmatch(r"[\x21-\x7e]+", token):
-            yield from ({"X-Auth-Token": token, "Accept": each} for each in MEDIA_TYPES)
 
 
 def _trust(ca_file: Path) -> ssl.SSLContext:

@@ -24,8 +24,9 @@ TENANT = Caller(token="token-of-a-tenant")  # noqa: S106  opens nothing
 class Identity:
     """An agent with a token, in a cloud with these key managers."""
 
-    def __init__(self, *urls: str) -> None:
+    def __init__(self, *urls: str, own: str = OWN) -> None:
         self._urls = urls
+        self.own = own
 
     async def key_managers(self) -> Sequence[str]:
         """Give the addresses."""
@@ -33,6 +34,11 @@ class Identity:
 
     async def token(self) -> str | None:
         """Give the token."""
+        return self.own
+
+    async def renew(self, refused: str) -> str | None:
+        """Give a newer one."""
+        assert refused == self.own
         return OWN
 
 
@@ -83,6 +89,33 @@ async def test_key_manager_that_fails_is_told(keys: FakeBarbican, status: int) -
     keys.failing = status
     with pytest.raises(GlanceUnavailableError, match=f"it answers {status}"):
         await ask(keys.url)
+
+
+async def test_agent_that_is_not_known_is_told(keys: FakeBarbican) -> None:
+    """A token that is not accepted says nothing of the secret; a tenant's own may still open it."""
+    assert TENANT.token is not None
+    keys.known = {TENANT.token}
+    with pytest.raises(GlanceUnavailableError, match="does not accept the token of the agent"):
+        await ask(keys.url)
+    assert await ask(keys.url, caller=TENANT) == b"a certificate"
+    keys.owners[ID] = set()
+    with pytest.raises(GlanceUnavailableError, match="does not accept the token of the agent"):
+        await ask(keys.url, caller=TENANT)
+
+
+async def test_token_that_was_revoked_is_renewed(keys: FakeBarbican) -> None:
+    """A token that ended before its time costs one more question, and no image."""
+    keys.known = {OWN}
+    identity = Identity(keys.url, own="revoked")
+    async with Barbican(BarbicanSettings(timeout=10), identity) as barbican:
+        assert await barbican.certificate(ID, NOBODY) == b"a certificate"
+    assert [token for _, token in keys.asked] == ["revoked", OWN]
+
+
+async def test_caller_that_is_not_known_gets_none(keys: FakeBarbican) -> None:
+    """The agent is known and may not see it; what the caller sends instead opens nothing."""
+    keys.known, keys.owners[ID] = {OWN}, set()
+    assert await ask(keys.url, caller=TENANT) is None
 
 
 async def test_key_manager_that_is_away_is_told(keys: FakeBarbican, unused_tcp_port: int) -> None:

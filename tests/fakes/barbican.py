@@ -17,12 +17,14 @@ class FakeBarbican:
     """The service, to be used as a context; ``url`` is what the catalogue says.
 
     ``secrets`` are contents with the type that each was stored as; ``owners`` are the tokens that
-    may have a secret, where not everybody may. While ``failing`` is a status, it answers all with
-    that. ``asked`` are the secrets that were asked for, with the token.
+    may have a secret, where not everybody may; tokens that are not ``known`` are answered 401.
+    While ``failing`` is a status, it answers all with that. ``asked`` are the secrets that were
+    asked for, with the token.
     """
 
     secrets: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=dict)
+    known: set[str] | None = None
     failing: int | None = None
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
@@ -45,6 +47,8 @@ class FakeBarbican:
         self.asked.append((secret_id, token))
         if self.failing is not None:
             return web.Response(status=self.failing, headers={"Location": "http://elsewhere.test"})
+        if self.known is not None and token not in self.known:
+            return web.Response(status=401)
         if secret_id not in self.secrets:
             return web.Response(status=404)
         if token not in self.owners.get(secret_id, {token}):
