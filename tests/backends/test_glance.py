@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -18,6 +19,7 @@ from aiohttp.test_utils import TestServer
 
 from cacheagent import imageserver
 from cacheagent.backends.glance import Contact, Glance, GlanceHooks, GlanceSettings
+from cacheagent.backends.glance.sessions import QUESTIONS
 from cacheagent.backends.identity import NoIdentity
 from cacheagent.errors import (
     ConfigError,
@@ -33,6 +35,7 @@ from cacheagent.sync.backoff import Backoff
 from tests.fakes import lying_glance as lies
 from tests.fakes.certificate import write_certificate
 from tests.fakes.lying_glance import LyingGlance
+from tests.service.rig import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -391,6 +394,22 @@ async def test_a_header_that_drips_counts_as_a_failure(service: LyingGlance, not
     async with client(NoIdentity(service.url), notes, stall=0.5, connect=1.0) as glance:
         assert await download(glance, await glance.show(image_id, NOBODY)) == DATA
     assert notes.waits
+
+
+async def test_a_crowd_that_asks_leaves_a_connection_for_data(
+    glance: Glance, service: LyingGlance
+) -> None:
+    """Whoever floods us with tokens to be checked holds up no download."""
+    image = await glance.show(service.add(DATA), NOBODY)
+    gate = asyncio.Event()
+    service.always("list", lies.held(gate))
+    crowd = [asyncio.create_task(glance.check_token(TENANT)) for _ in range(QUESTIONS + 1)]
+    await until(lambda: len(service.calls("list")) == QUESTIONS)
+    assert await download(glance, image) == DATA
+    assert len(service.calls("list")) == QUESTIONS
+    service.truth("list")
+    gate.set()
+    await asyncio.gather(*crowd, return_exceptions=True)
 
 
 async def test_silence_counts_as_a_failure(service: LyingGlance, notes: Notes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import aiohttp
 
 from cacheagent.backends.glance.metadata import parse_versions
+from cacheagent.backends.glance.sessions import Sessions
 from cacheagent.errors import (
-    ConfigError,
     GlanceRefusedError,
     GlanceUnavailableError,
     ImageForbiddenError,
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from cacheagent.errors import ProblemError
-
-READ_BUFFER = 2 << 20
-"""Bytes that aiohttp holds of a body before it stops reading from the socket; it may double."""
 
 _JSON_LIMIT = 1 << 20
 _REST_SECONDS = 30.0
@@ -193,33 +189,21 @@ class Channel:
         on_request: Callable[[str, str], None],
         now: Callable[[], datetime],
     ) -> None:
-        self._settings = settings
         self._tokens = tokens
         self._on_request = on_request
         self._now = now
         self._bases: dict[str, str] = {}
         self._rests_until: dict[str, float] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions = Sessions(settings)
         self.contact = Contact()
 
     async def start(self) -> None:
-        """Make the HTTP session; ``ConfigError`` where ``ca_file`` cannot be used."""
-        ca_file = self._settings.ca_file
-        trust = True if ca_file is None else await asyncio.to_thread(_trust, ca_file)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "cacheagent", "Accept-Encoding": "identity"},
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=READ_BUFFER,
-        )
+        """Make ready, without any request; ``ConfigError`` where ``ca_file`` cannot be used."""
+        await self._sessions.start()
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._sessions.close()
 
     async def open(self, ask: Ask) -> Answer:
         """Give an answer of the 2xx kind, whose body is still to be read.
@@ -295,36 +279,14 @@ class Channel:
         return f"{root}/v2"
 
     async def _get(self, call: str, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("Glance is used before start or after close")
-        patience = self._patience(call)
         try:
-            # Who sends a header byte by byte is never silent, and no data come.
-            async with asyncio.timeout(self._until_the_answer):
-                # aiohttp would send X-Auth-Token on to whatever origin a redirect names.
-                response = await self._session.get(
-                    url, headers=headers, allow_redirects=False, timeout=patience
-                )
+            response = await self._sessions.get(url, headers, data=call == "data")
         except (aiohttp.ClientError, OSError) as error:
             self._note(call, "none", reachable=False)
             raise _failure(url, error) from error
         reachable = response.status < HTTPStatus.INTERNAL_SERVER_ERROR
         self._note(call, str(response.status), reachable=reachable)
         return response
-
-    @property
-    def _until_the_answer(self) -> float:
-        """Seconds until an answer begins, or one without data is at its end."""
-        return self._settings.connect_timeout + self._settings.stall_timeout
-
-    def _patience(self, call: str) -> aiohttp.ClientTimeout:
-        # Who sends metadata byte by byte is never silent.
-        total = None if call == "data" else self._until_the_answer
-        return aiohttp.ClientTimeout(
-            total=total,
-            sock_connect=self._settings.connect_timeout,
-            sock_read=self._settings.stall_timeout,
-        )
 
     def _note(self, call: str, status: str, *, reachable: bool) -> None:
         self._on_request(call, status)
@@ -399,10 +361,3 @@ def _headers(ask: Ask, own_token: str | None) -> Iterator[tuple[str, str]]:
         yield "X-OpenStack-Request-ID", f"req-{match[1]}"
     if ask.byte_range is not None:
         yield "Range", ask.byte_range
-
-
-def _trust(ca_file: Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ConfigError(f"glance.ca_file: {ca_file} cannot be used: {error}") from error
