@@ -59,7 +59,11 @@ def parse_duration(text: str) -> float:
 
 def format_size(size: float) -> str:
     """Write bytes with the largest binary unit that leaves at least 1, as ``1.5 GiB``."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size >= _SIZE_UNITS[unit]:
-            return f"{size / _SIZE_UNITS[unit]:.1f} {unit}"
-    return f"{size:.0f} B"
+    text = f"{size:.0f}"
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        # What is written decides: 1023.99 GiB would be 1024.0 GiB.
+        if float(text) < 1 << 10:
+            break
+        unit, text = larger, f"{size / _SIZE_UNITS[larger]:.1f}"
+    return f"{text} {unit}"

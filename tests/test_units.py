@@ -54,7 +54,17 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (20 << 30, "20.0 GiB"), (3 << 40, "3.0 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (20 << 30, "20.0 GiB"),
+        (3 << 40, "3.0 TiB"),
+        ((1 << 40) - 1, "1.0 TiB"),
+        (1048575, "1.0 MiB"),
+        (972 << 30, "972.0 GiB"),
+        (5000 << 40, "5000.0 TiB"),
+    ],
 )
 def test_a_size_is_written_for_people(size: int, text: str) -> None:
     """The largest unit that leaves at least one."""

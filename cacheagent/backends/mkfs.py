@@ -70,7 +70,8 @@ async def make_filesystem(
         raise InvalidRequestError([("filesystem", problem)]) from error
     if completed.returncode == 0:
         return
-    words = f"{argv[0]}: {completed.last_words}"
+    # mkfs.xfs says what is wrong, and then all that it can do.
+    words = f"{argv[0]}: {completed.last_words.partition('; Usage:')[0]}"
     if completed.returncode < 0 or completed.no_space:
         raise MkfsError(words, no_space=completed.no_space)
     raise InvalidRequestError([("filesystem", words)])

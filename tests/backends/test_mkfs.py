@@ -109,6 +109,14 @@ async def test_a_disk_that_is_too_small_is_the_requests_fault(tmp_path: Path) ->
         await make_filesystem(disk, FileSystem.SWAP, None, sandbox=RLIMITS)
 
 
+async def test_a_refusal_is_not_all_that_a_tool_can_do(tmp_path: Path) -> None:
+    """One sentence says what is wrong with the disk, without the options of the tool."""
+    disk = blank(tmp_path / "disk", 20 << 20)
+    with pytest.raises(InvalidRequestError, match=r"filesystem: mkfs\.xfs: [^;]+$") as caught:
+        await make_filesystem(disk, FileSystem.XFS, None, sandbox=RLIMITS)
+    assert "Usage" not in str(caught.value)
+
+
 async def test_a_tool_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
