@@ -272,8 +272,8 @@ def admit_alias(
     if source_format not in source_names(image, _declared(image).source):
         raise ImageUnacceptableError(
             "format-mismatch",
-            f"Glance says {image.container_format} and {image.disk_format},"
-            f" and equal bytes are here as {source_format}",
+            f"Glance says that the image is {image.disk_format} in {image.container_format}; a base"
+            f" of equal bytes is here as {source_format}, which is another disk",
         )
     admit_virtual_size(virtual_size, rules)
 
@@ -286,7 +286,8 @@ def admit_virtual_size(virtual_size: int, rules: ImageRules) -> None:
     if virtual_size > rules.max_virtual_size:
         raise ImageUnacceptableError(
             "virtual-size",
-            f"the disk is {virtual_size} bytes large, {rules.max_virtual_size} are allowed",
+            f"the disk has {virtual_size} bytes, and the rule virtual-size allows"
+            f" {rules.max_virtual_size}: images.max_virtual_size, or what its own header says",
         )
 
 
@@ -347,7 +348,9 @@ def _check_size(image: GlanceImage, rules: ImageRules) -> None:
         raise ImageUnacceptableError("empty", "the image is empty")
     if image.size > rules.max_size:
         raise ImageUnacceptableError(
-            "too-large", f"the image is {image.size} bytes long, {rules.max_size} are allowed"
+            "too-large",
+            f"the image has {image.size} bytes, and the rule too-large (images.max_size)"
+            f" allows {rules.max_size}",
         )
     admit_virtual_size(image.virtual_size or 0, rules)
 
