@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from cacheagent import mistakes
 from cacheagent.configtypes import (
     AbsolutePath,
     Duration,
@@ -364,8 +365,8 @@ def parse_config(data: Mapping[str, object]) -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         # A default that builds on a wrong value fails with it, and is no mistake of its own.
-        mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-        raise ConfigError("; ".join(map(_sentence, mistakes))) from error
+        found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        raise ConfigError("; ".join(map(_sentence, found))) from error
 
 
 def load_config(path: Path) -> Config:
@@ -392,7 +393,7 @@ def _sentence(mistake: ErrorDetails) -> str:
         told = str(mistake["ctx"]["error"])
         # A section's own check names the keys itself.
         return told if "." not in key else f"{key}: {told}"
-    return f"{key}: {mistake['msg']}"
+    return f"{key}: {mistakes.sentence(mistake)}"
 
 
 def _guess(key: str) -> str:

@@ -384,8 +384,8 @@ async def test_what_is_wrong_with_a_side_car_is_told(service: Service, tmp_path:
     with structlog.testing.capture_logs() as lines:
         assert await service.names() == []
     (problem,) = [line["problem"] for line in lines if line["event"] == "side_car_refused"]
-    assert problem.startswith("disk_format: Input should be 'raw'")
-    assert problem.endswith("; os_hiden: Extra inputs are not permitted")
+    assert problem.startswith("disk_format: must be raw, qcow2, ")
+    assert problem.endswith(' or ari, and not "ploop"; os_hiden: unknown key')
 
 
 @pytest.mark.parametrize(

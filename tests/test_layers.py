@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent.parent / "cacheagent"
 
 LAYERS = (
-    {"errors", "model", "units"},
+    {"errors", "mistakes", "model", "units"},
     {"configtypes"},
     {"config", "metrics", "log", "policy", "sync"},
     {"process"},

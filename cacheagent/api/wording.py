@@ -6,26 +6,16 @@ import difflib
 import re
 from typing import TYPE_CHECKING
 
+from cacheagent.mistakes import expectation
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
 _MANY = 8
 """With more mistakes than these nobody meant another field, and to guess takes time."""
-
-_SENTENCES: Mapping[str, str] = {
-    "bool_type": "must be true or false",
-    "enum": "must be {expected}",
-    "greater_than": "must be greater than {gt}",
-    "int_type": "must be a whole number",
-    "less_than_equal": "must be at most {le}",
-    "model_type": "must be a JSON object",
-    "string_pattern_mismatch": "must match {pattern}",
-    "string_too_long": "is longer than {max_length} characters",
-    "string_type": "must be a text",
-}
 
 
 def problems(error: ValidationError, fields: Iterable[str]) -> list[tuple[str, str]]:
@@ -48,10 +38,10 @@ def _problem(one: ErrorDetails, known: Iterable[str]) -> str:
         case "json_invalid":
             place = re.search(r"line \d+ column \d+", str(context["error"]))
             return f"is not valid JSON{f', at {place[0]}' if place else ''}"
-        case _ if kind in _SENTENCES:
-            return _SENTENCES[kind].format(**context).replace("'", "")
+        case "model_type":
+            return "must be a JSON object"
         case _:
-            return one["msg"].removeprefix("Value error, ")
+            return expectation(one)
 
 
 def _proposal(field: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cacheagent import mistakes
 from cacheagent.model import UUID_PATTERN, GlanceImage, ImageId
 
 if TYPE_CHECKING:
@@ -241,7 +242,16 @@ def _read_card(path: Path, status: os.stat_result) -> SideCar | None:
 
 
 def _sentence(mistake: ErrorDetails) -> str:
-    return ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
+    key = ".".join(map(str, mistake["loc"]))
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key"
+        case "json_invalid":
+            return f"is not JSON: {mistake['ctx']['error']}"
+        case "model_type" if not key:
+            return "must be an object with keys"
+        case _:
+            return f"{key}: {mistakes.sentence(mistake)}"
 
 
 def _open(path: Path) -> BinaryIO:
