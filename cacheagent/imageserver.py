@@ -241,6 +241,7 @@ def _as_json(each: FolderImage) -> dict[str, object]:
         "id": image_id,
         **{name: getattr(each.image, name) for name in _SAME_NAME},
         **{name: value for name in _OF_AN_AMI if (value := getattr(each.image, name)) is not None},
+        **each.signed,
         "min_ram": 0,
         "os_hidden": each.os_hidden,
         "protected": False,

@@ -377,6 +377,21 @@ async def test_an_image_that_is_not_active_gives_no_data(
     assert await service.status(image["file"]) == answer
 
 
+async def test_a_side_car_may_carry_a_signature(service: Service, tmp_path: Path) -> None:
+    """An image may be signed without an OpenStack; what is not given is not there."""
+    signed = {
+        "img_signature": "YQ==",
+        "img_signature_hash_method": "SHA-256",
+        "img_signature_key_type": "RSA-PSS",
+        "img_signature_certificate_uuid": str(uuid.uuid4()),
+    }
+    (tmp_path / "a.raw").write_bytes(DATA)
+    assert not any(key.startswith("img_") for key in await service.only())
+    (tmp_path / "a.raw.json").write_text(json.dumps(signed))
+    image = await service.only()
+    assert {key: image.get(key) for key in signed} == signed
+
+
 async def test_what_is_wrong_with_a_side_car_is_told(service: Service, tmp_path: Path) -> None:
     """The log names the key, in one short line."""
     (tmp_path / "a.raw").write_bytes(DATA)

@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,16 +72,32 @@ class SideCar(BaseModel):
     visibility: Literal["public", "community", "shared", "private"] = "public"
     min_disk: Annotated[int, Field(ge=0)] = 0
     os_hidden: bool = False
+    img_signature: str | None = None
+    img_signature_hash_method: str | None = None
+    img_signature_key_type: str | None = None
+    img_signature_certificate_uuid: str | None = None
+
+    def signed(self) -> Mapping[str, str]:
+        """Give the properties of a signature, those that are there."""
+        return {
+            name: value
+            for name, value in self.model_dump(exclude_none=True).items()
+            if name.startswith("img_signature")
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderImage:
-    """An image of the folder; ``mtime`` is seconds since the epoch."""
+    """An image of the folder; ``mtime`` is seconds since the epoch.
+
+    ``signed`` are the properties of its signature, as its owner wrote them.
+    """
 
     image: GlanceImage
     path: Path
     mtime: float
     os_hidden: bool
+    signed: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +328,13 @@ async def _describe(found: _Found, reading: asyncio.Future[_Digests | None]) -> 
         ramdisk_id=None if card.ramdisk_id is None else ImageId(card.ramdisk_id),
     )
     mtime = version.mtime_ns / 1e9
-    return FolderImage(image=image, path=version.path, mtime=mtime, os_hidden=card.os_hidden)
+    return FolderImage(
+        image=image,
+        path=version.path,
+        mtime=mtime,
+        os_hidden=card.os_hidden,
+        signed=card.signed(),
+    )
 
 
 def _virtual_size(found: _Found, digests: _Digests | None) -> int | None:
