@@ -13,6 +13,11 @@ SEEN_BY_ALL = frozenset({"public", "community"})
 """Visibilities of images that every project can see."""
 
 
+def is_seen_by_all(image: GlanceImage) -> bool:
+    """Tell whether the right to the image says nothing of whose a disk made of it is."""
+    return image.visibility in SEEN_BY_ALL
+
+
 def judge(known: GlanceImage, said: GlanceImage) -> Standing:
     """Judge the image by what Glance says of it now; ``known`` is what it said when it came.
 
@@ -31,7 +36,7 @@ def judge_absent(known: GlanceImage, *, was_seen: bool) -> Standing | None:
     has gone is known only of one that everybody could see, or that the agent itself has seen
     (``was_seen``); of any other nothing is known, which is None.
     """
-    return Standing.GONE if was_seen or known.visibility in SEEN_BY_ALL else None
+    return Standing.GONE if was_seen or is_seen_by_all(known) else None
 
 
 def _same_content(known: GlanceImage, said: GlanceImage) -> bool:

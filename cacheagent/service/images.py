@@ -15,6 +15,7 @@ from cacheagent.model import (
     UserKind,
 )
 from cacheagent.policy.eviction import Reason
+from cacheagent.policy.standing import is_seen_by_all
 from cacheagent.service.access import refuse_tenant
 from cacheagent.sync.uninterrupted import uninterrupted
 
@@ -158,7 +159,8 @@ class Images:
         Raises:
             ImageNotFoundError: it is neither cached nor coming.
             BaseInUseError: somebody uses it, or that cannot be told.
-            OperatorOnlyError: the base is that of images as well that the caller may not have.
+            OperatorOnlyError: the base is that of images as well that the caller may not have, or
+                that every project may.
 
         """
         await self._access.check(image_id, caller)
@@ -176,8 +178,10 @@ class Images:
     async def _refuse_shared(self, base_id: BaseId, caller: Caller) -> None:
         if caller.token is None:
             return
-        images = {each.image.image_id for each in await self._catalog.images_of(base_id)}
-        if images != await self._access.allowed(images, caller):
+        images = [each.image for each in await self._catalog.images_of(base_id)]
+        known = {image.image_id for image in images}
+        foreign = any(map(is_seen_by_all, images))
+        if foreign or known != await self._access.allowed(known, caller):
             raise OperatorOnlyError("this base is not of images of this token alone")
 
     async def _known(self, image_id: ImageId) -> CachedImage:

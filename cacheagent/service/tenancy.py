@@ -15,6 +15,7 @@ from cacheagent.errors import (
     InstanceNotFoundError,
     OperatorOnlyError,
 )
+from cacheagent.policy.standing import is_seen_by_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cacheagent.service.parts import Parts
 
 FOREIGN = "this token may not have every image of the instance"
+UNPROVED = "no image of the instance is of some projects alone: no token tells whose it is"
 
 
 class TenantDisks:
@@ -82,7 +84,7 @@ class TenantDisks:
         """Remove the disk, and stop its creation.
 
         Raises:
-            OperatorOnlyError: the caller may not see the instance.
+            OperatorOnlyError: nothing proves that the instance is the caller's.
 
         """
         await self._refuse_foreign(key.instance_id, caller)
@@ -113,7 +115,7 @@ class TenantDisks:
         """Remove all disks of the instance, those that are being created too.
 
         Raises:
-            OperatorOnlyError: the caller may not see the instance.
+            OperatorOnlyError: nothing proves that the instance is the caller's.
 
         """
         await self._refuse_foreign(instance_id, caller)
@@ -130,9 +132,21 @@ class TenantDisks:
             raise DiskConflictError(FOREIGN, {})
 
     async def _refuse_foreign(self, instance_id: InstanceId, caller: Caller) -> None:
+        if caller.token is None:
+            return
         # To say that it is removed would be a lie by which a scheduler loses a disk.
         if not await self._may(instance_id, caller):
             raise OperatorOnlyError(f"{FOREIGN}; it can be removed without a token")
+        if await self._is_unproved(instance_id):
+            raise OperatorOnlyError(f"{UNPROVED}; it can be removed without one")
+
+    async def _is_unproved(self, instance_id: InstanceId) -> bool:
+        """Tell whether every project might have made the disks that are there, or coming."""
+        disks = await self._catalog.disks_of_instance(instance_id)
+        if not disks and all(key.instance_id != instance_id for key in self._creation.wanted()):
+            return False
+        found = [await self._catalog.image(each) for each in await self._images(instance_id, ())]
+        return all(cached is None or is_seen_by_all(cached.image) for cached in found)
 
     async def _may(
         self, instance_id: InstanceId, caller: Caller, shown: Sequence[DiskView] = ()

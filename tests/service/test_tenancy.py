@@ -105,11 +105,48 @@ async def test_a_disk_that_is_made_while_glance_is_asked_is_not_removed(
     assert (await rig.disks.show(DATA)).path.exists()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("visibility", ["public", "community", None, "private", "shared"])
+async def test_a_token_removes_only_what_is_known_to_be_its(
+    rig: Rig, glance: LyingGlance, disks: TenantDisks, visibility: str | None, *, whole: bool
+) -> None:
+    """A right that every project has does not tell whose a disk is, nor does a blank one."""
+    image_id = None if visibility is None else glance.add(b"a" * 4096, visibility=visibility)
+    size = 1 << 20 if image_id is None else None
+    await rig.disks.create(ROOT, DiskSpec(image_id=image_id, size=size), OPERATOR)
+    await rig.disks.create(DATA, DiskSpec(image_id=None, size=1 << 20), OPERATOR)
+    removing = (
+        disks.delete_instance(ROOT.instance_id, TENANT) if whole else disks.delete(ROOT, TENANT)
+    )
+    if visibility in {"private", "shared"}:
+        await removing
+        assert await rig.parts.catalog.disk(ROOT) is None
+    else:
+        with pytest.raises(OperatorOnlyError, match="without"):
+            await removing
+        assert (await rig.disks.show(ROOT)).path.exists()
+
+
+async def test_a_token_may_ask_for_the_end_of_what_is_not_there(disks: TenantDisks) -> None:
+    """A scheduler that removes an instance twice hears of no error."""
+    await disks.delete_instance(ROOT.instance_id, TENANT)
+    await disks.delete(ROOT, TENANT)
+
+
+async def test_a_token_evicts_no_public_image(rig: Rig, glance: LyingGlance) -> None:
+    """What all use is not fetched again and again because one of them wishes so."""
+    image_id = glance.add(b"a" * 4096, visibility="public")
+    await rig.bases.ensure(image_id, OPERATOR)
+    with pytest.raises(OperatorOnlyError):
+        await rig.images.evict(image_id, TENANT)
+    assert len(await rig.parts.catalog.bases()) == 1
+
+
 async def test_a_tenant_with_equal_content_does_not_evict_the_base_of_others(
     rig: Rig, glance: LyingGlance
 ) -> None:
     """Who has the same bytes has no right to what they are to somebody else."""
-    hers, his = glance.add(b"a" * 4096), glance.add(b"a" * 4096)
+    hers, his = (glance.add(b"a" * 4096, visibility="private") for _ in range(2))
     for image_id in (hers, his):
         await rig.bases.ensure(image_id, OPERATOR)
     glance.always("access", meanwhile(hers, _nothing))
