@@ -12,11 +12,13 @@ import structlog
 
 from cacheagent import log
 from cacheagent.errors import (
+    GlanceUnavailableError,
     OperatorOnlyError,
     ProblemError,
     RetryLaterError,
     UnauthenticatedError,
 )
+from cacheagent.service.failures import Recent
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Access:
         self._config = parts.config
         self._clock = parts.clock
         self._allowed: dict[tuple[bytes, ImageId | None], float] = {}
+        # Of Glance, and not of the token: a no is never believed.
+        self._failures: Recent[tuple[bytes, ImageId | None]] = Recent(parts)
         self._asking: SingleFlight[tuple[bytes, ImageId | None], None] = SingleFlight()
         self._listing: SingleFlight[tuple[bytes, ImageId], bool] = SingleFlight()
         # Each is there for as long as a list of its token is being made.
@@ -83,7 +87,8 @@ class Access:
             return
         self._allowed.pop(key, None)
         try:
-            await self._asking.run(key, lambda: self._ask(image_id, caller))
+            self._failures.refuse(key)
+            await self._asking.run(key, lambda: self._ask(key, caller))
         except ProblemError as error:
             refused = error.status < ProblemError.status
             self._count(image_id, "denied" if refused else "error")
@@ -146,12 +151,17 @@ class Access:
         if image_id is not None:
             self._checks.labels(result=result).inc()
 
-    async def _ask(self, image_id: ImageId | None, caller: Caller) -> None:
+    async def _ask(self, key: tuple[bytes, ImageId | None], caller: Caller) -> None:
+        _, image_id = key
         with log.under_request(caller.request_id):
-            if image_id is None:
-                await self._glance.check_token(caller)
-            else:
-                await self._glance.check_access(image_id, caller)
+            try:
+                if image_id is None:
+                    await self._glance.check_token(caller)
+                else:
+                    await self._glance.check_access(image_id, caller)
+            except GlanceUnavailableError as error:
+                self._failures.note(key, error)
+                raise
 
 
 def _digest(token: str) -> bytes:

@@ -1,17 +1,17 @@
-"""Ingests that came to nothing: shown to whoever looks, and for some seconds the answer to all."""
+"""What came to nothing: shown to whoever looks, and for some seconds the answer to all."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cacheagent.model import GlanceImage
 from cacheagent.policy import failures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from cacheagent.errors import ProblemError
     from cacheagent.model import ImageId
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MEMORY = 1000
 """Failures that are remembered at most, of each kind; the oldest goes first."""
 
+K = TypeVar("K", bound="Hashable")
 T = TypeVar("T")
 
 
@@ -35,6 +36,38 @@ class Failure:
     at: datetime
 
 
+class Recent(Generic[K]):
+    """Gives a failure to all who ask within ``glance.failure_ttl`` seconds, without another try."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._config = parts.config
+        self._clock = parts.clock
+        self._noted: dict[K, tuple[float, ProblemError]] = {}
+
+    def note(self, key: K, error: ProblemError) -> None:
+        """Remember the failure, without its traceback."""
+        _put(self._noted, key, (self._clock(), copy.copy(error)))
+
+    def forget(self, key: K) -> None:
+        """Let the next request try anew."""
+        self._noted.pop(key, None)
+
+    def refuse(self, key: K) -> None:
+        """Return if nothing failed just now.
+
+        Raises:
+            ProblemError: as it failed.
+
+        """
+        if key not in self._noted:
+            return
+        at, error = self._noted[key]
+        left = at + self._config().glance.failure_ttl - self._clock()
+        if left > 0:
+            raise failures.again(error, left)
+        del self._noted[key]
+
+
 class Failures:
     """Remembers the last failure of each image until something better came.
 
@@ -42,11 +75,9 @@ class Failures:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._config = parts.config
-        self._clock = parts.clock
         self._now = parts.now
         self._known: dict[ImageId, Failure] = {}
-        self._recent: dict[ImageId, tuple[float, ProblemError]] = {}
+        self._recent: Recent[ImageId] = Recent(parts)
 
     @property
     def known(self) -> Mapping[ImageId, Failure]:
@@ -60,12 +91,12 @@ class Failures:
     def note(self, image_id: ImageId, error: ProblemError) -> None:
         """Have the error answer those who ask within the next seconds, if it holds for them."""
         if failures.lasts(error):
-            _put(self._recent, image_id, (self._clock(), copy.copy(error)))
+            self._recent.note(image_id, error)
 
     def forget(self, image_id: ImageId) -> None:
         """Know of no failure, and let the next request try anew."""
         self._known.pop(image_id, None)
-        self._recent.pop(image_id, None)
+        self._recent.forget(image_id)
 
     def refuse(self, image_id: ImageId) -> None:
         """Return if the image did not fail just now.
@@ -74,17 +105,11 @@ class Failures:
             ProblemError: as it failed.
 
         """
-        if image_id not in self._recent:
-            return
-        at, error = self._recent[image_id]
-        left = at + self._config().glance.failure_ttl - self._clock()
-        if left > 0:
-            raise failures.again(error, left)
-        del self._recent[image_id]
+        self._recent.refuse(image_id)
 
 
-def _put(memory: dict[ImageId, T], image_id: ImageId, what: T) -> None:
-    memory.pop(image_id, None)
+def _put(memory: dict[K, T], key: K, what: T) -> None:
+    memory.pop(key, None)
     while len(memory) >= MEMORY:
         del memory[next(iter(memory))]
-    memory[image_id] = what
+    memory[key] = what

@@ -126,6 +126,23 @@ async def test_doubt_is_no_yes(rig: Rig, glance: LyingGlance) -> None:
     assert rig.metric("access_checks_total", result="error") == 1
 
 
+async def test_crowd_one_after_the_other_leaves_a_broken_server_in_peace(
+    tmp_path: Path, glance: LyingGlance
+) -> None:
+    """What Glance could not tell a token is not asked again for some seconds, and then it is."""
+    image_id, other = glance.add(b"data"), glance.add(b"more")
+    glance.always("access", lying_glance.status(503))
+    async with in_a_task(rig_on(tmp_path, glance.url, glance={"failure_ttl": 5})) as rig:
+        for _ in range(3):
+            with pytest.raises(GlanceUnavailableError):
+                await rig.access.check(image_id, TENANT)
+        assert len(glance.calls("access")) == 1
+        glance.truth("access")
+        await rig.access.check(other, TENANT)
+        rig.clock.now += 5
+        await rig.access.check(image_id, TENANT)
+
+
 async def test_crowd_of_one_token_asks_once(rig: Rig, glance: LyingGlance) -> None:
     """A hundred disks at once for one tenant cost one question."""
     image_id = glance.add(b"data")
