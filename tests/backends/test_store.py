@@ -246,15 +246,19 @@ async def test_removing_a_disk_that_is_gone_is_no_error(store: Store) -> None:
     assert list(store.layout.instances_dir.iterdir()) == []
 
 
-def test_full_disk_is_told_with_the_figures(tmp_path: Path) -> None:
+def test_full_disk_is_told_with_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No room on the device becomes an answer with what was needed and what there is."""
+    found = replace(files.usage(tmp_path), available=42)
+    monkeypatch.setattr(files, "usage", lambda _folder: found)
     with (
         pytest.raises(InsufficientSpaceError) as refused,
         files.space_errors(tmp_path, 123),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert refused.value.required_bytes == 123
-    assert refused.value.available_bytes == files.usage(tmp_path).available
+    assert refused.value.available_bytes == 42
 
 
 IMAGE = replace(values.glance_image(1), size=4 * BLOCK_SIZE)
