@@ -18,7 +18,7 @@ from cacheagent.errors import (
 from cacheagent.policy.standing import is_seen_by_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cacheagent.model import Caller, DiskKey, DiskSpec, DiskView, ImageId, InstanceId
     from cacheagent.service.access import Access
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cacheagent.service.parts import Parts
 
 FOREIGN = "this token may not have every image of the instance"
-UNPROVED = "no image of the instance is of some projects alone: no token tells whose it is"
+UNPROVED = "no image of some projects alone tells whose it is, neither its own nor the first disk's"
 
 
 class TenantDisks:
@@ -84,10 +84,10 @@ class TenantDisks:
         """Remove the disk, and stop its creation.
 
         Raises:
-            OperatorOnlyError: nothing proves that the instance is the caller's.
+            OperatorOnlyError: nothing proves that the disk is the caller's.
 
         """
-        await self._refuse_foreign(key.instance_id, caller)
+        await self._refuse_foreign(key.instance_id, caller, key)
         await self._disks.delete(key)
 
     async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
@@ -131,22 +131,42 @@ class TenantDisks:
         if not await self._may(instance_id, caller):
             raise DiskConflictError(FOREIGN, {})
 
-    async def _refuse_foreign(self, instance_id: InstanceId, caller: Caller) -> None:
+    async def _refuse_foreign(
+        self, instance_id: InstanceId, caller: Caller, key: DiskKey | None = None
+    ) -> None:
         if caller.token is None:
             return
         # To say that it is removed would be a lie by which a scheduler loses a disk.
         if not await self._may(instance_id, caller):
             raise OperatorOnlyError(f"{FOREIGN}; it can be removed without a token")
-        if await self._is_unproved(instance_id):
-            raise OperatorOnlyError(f"{UNPROVED}; it can be removed without one")
+        if await self._is_unproved(instance_id, key):
+            raise OperatorOnlyError(f"{UNPROVED}; it can be removed without a token")
 
-    async def _is_unproved(self, instance_id: InstanceId) -> bool:
-        """Tell whether every project might have made the disks that are there, or coming."""
+    async def _is_unproved(self, instance_id: InstanceId, key: DiskKey | None) -> bool:
+        """Tell whether every project might have made the disk, or one of the instance's disks.
+
+        A disk is known by its own image, or by that of the oldest disk: whoever came later had
+        to have that image too. Of a public or a blank one a later disk may be a stranger's.
+        """
         disks = await self._catalog.disks_of_instance(instance_id)
-        if not disks and all(key.instance_id != instance_id for key in self._creation.wanted()):
+        wanted = self._creation.wanted().items()
+        images = {each: spec.image_id for each, spec in wanted if each.instance_id == instance_id}
+        images |= {disk.key: disk.image_id for disk in disks}
+        if not images:
             return False
-        found = [await self._catalog.image(each) for each in await self._images(instance_id, ())]
-        return all(cached is None or is_seen_by_all(cached.image) for cached in found)
+        first = min((disk.created_at for disk in disks), default=None)
+        oldest = [disk.image_id for disk in disks if disk.created_at == first]
+        if oldest and await self._are_of_some(oldest):
+            return False
+        return not await self._are_of_some(images.values() if key is None else [images.get(key)])
+
+    async def _are_of_some(self, image_ids: Iterable[ImageId | None]) -> bool:
+        """Tell whether all are images that only some projects may have."""
+        for image_id in image_ids:
+            cached = None if image_id is None else await self._catalog.image(image_id)
+            if cached is None or is_seen_by_all(cached.image):
+                return False
+        return True
 
     async def _may(
         self, instance_id: InstanceId, caller: Caller, shown: Sequence[DiskView] = ()

@@ -114,6 +114,7 @@ async def test_a_token_removes_only_what_is_known_to_be_its(
     image_id = None if visibility is None else glance.add(b"a" * 4096, visibility=visibility)
     size = 1 << 20 if image_id is None else None
     await rig.disks.create(ROOT, DiskSpec(image_id=image_id, size=size), OPERATOR)
+    rig.clock.now += 1
     await rig.disks.create(DATA, DiskSpec(image_id=None, size=1 << 20), OPERATOR)
     removing = (
         disks.delete_instance(ROOT.instance_id, TENANT) if whole else disks.delete(ROOT, TENANT)
@@ -125,6 +126,27 @@ async def test_a_token_removes_only_what_is_known_to_be_its(
         with pytest.raises(OperatorOnlyError, match="without"):
             await removing
         assert (await rig.disks.show(ROOT)).path.exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("blank", [False, True])
+async def test_a_disk_that_a_stranger_adds_proves_nothing_of_those_before(
+    rig: Rig, glance: LyingGlance, disks: TenantDisks, *, blank: bool, whole: bool
+) -> None:
+    """A private image of one's own opens no instance of another; one's own disk may go again."""
+    public = None if blank else glance.add(b"a" * 4096, visibility="public")
+    private = glance.add(b"b" * 4096, visibility="private")
+    await rig.disks.create(ROOT, DiskSpec(image_id=public, size=1 << 20), OPERATOR)
+    rig.clock.now += 1
+    await disks.create(DATA, DiskSpec(image_id=private, size=None), TENANT)
+    removing = (
+        disks.delete_instance(ROOT.instance_id, TENANT) if whole else disks.delete(ROOT, TENANT)
+    )
+    with pytest.raises(OperatorOnlyError, match="without"):
+        await removing
+    assert (await rig.disks.show(ROOT)).path.exists()
+    await disks.delete(DATA, TENANT)
+    assert await rig.parts.catalog.disk(DATA) is None
 
 
 async def test_a_token_may_ask_for_the_end_of_what_is_not_there(disks: TenantDisks) -> None:
