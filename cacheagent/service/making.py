@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import mkfs
-from cacheagent.errors import QemuImgError
+from cacheagent.errors import HostUnavailableError, QemuImgError
 from cacheagent.model import BaseState, DiskFormat, DiskMode
 from cacheagent.policy.layout import unfinished
 from cacheagent.sync.singleflight import SingleFlight
@@ -70,7 +70,8 @@ class Making:
             if spec.mode is DiskMode.OVERLAY:
                 return await self._template(base, size)
             await self._full(key, spec.format, size, base)
-        except (OSError, QemuImgError) as error:
+        except (OSError, QemuImgError, HostUnavailableError) as error:
+            # Without the file no sandbox begins that has to show it to the program.
             if await self._is_here(base):
                 raise
             raise BaseGoneError from error

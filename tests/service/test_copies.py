@@ -11,8 +11,9 @@ import pytest
 from cacheagent.errors import DiskConflictError, ShuttingDownError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, DiskState
 from tests.e2e.gate import gated
+from tests.fakes.sandboxes import BUBBLEWRAP
 from tests.fakes.values import disk_key
-from tests.needs import require_programs
+from tests.needs import require_bubblewrap, require_programs
 from tests.service.rig import assert_no_trace, in_a_task, rig_on, state_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ async def test_copy_of_a_disk_that_is_deleted_ends(
     await assert_no_trace(slow, KEY)
 
 
+@pytest.mark.parametrize("shut_in", [False, True])
 @pytest.mark.parametrize(
     ("mode", "disk_format"),
     [
@@ -94,9 +96,14 @@ async def test_base_that_is_found_damaged_just_then_comes_anew(
     monkeypatch: pytest.MonkeyPatch,
     mode: DiskMode,
     disk_format: DiskFormat,
+    *,
+    shut_in: bool,
 ) -> None:
     """Whoever asks for the disk waits a little longer, and hears nothing of it."""
     require_programs("qemu-img")
+    if shut_in:
+        require_bubblewrap()
+        monkeypatch.setattr(rig.parts.qemu, "_sandbox", BUBBLEWRAP)
     spec = DiskSpec(image_id=image_id, size=None, mode=mode, format=disk_format)
     base = (await rig.bases.ensure(image_id, NOBODY)).base
     intend, todo = rig.parts.catalog.begin_disk, [base]
