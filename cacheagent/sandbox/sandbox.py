@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,16 +16,27 @@ from cacheagent.sandbox.bubblewrap import Files
 from cacheagent.sandbox.order import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 AT_ONCE: Final = 32
 """Programs that run at a time, however many requests there are: half of what the unit takes."""
 
+_LONG_AT_ONCE: Final = AT_ONCE * 3 // 4
 _PROBE_SECONDS: Final = 10
 
 
-def _turns() -> asyncio.Semaphore:
-    return asyncio.Semaphore(AT_ONCE)
+class _Turns:
+    """Places for the programs that run; those that take long, and tell how far, have not all."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(AT_ONCE)
+        self._long = asyncio.Semaphore(_LONG_AT_ONCE)
+
+    @contextlib.asynccontextmanager
+    async def take(self, *, long: bool) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for the body of an ``async with``."""
+        async with self._long if long else contextlib.nullcontext(), self._all:
+            yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +45,7 @@ class Sandbox:
 
     kind: SandboxKind
     socket: Path
-    _turns: asyncio.Semaphore = field(default_factory=_turns, init=False, repr=False, compare=False)
+    _turns: _Turns = field(default_factory=_Turns, init=False, repr=False, compare=False)
 
     async def run(
         self,
@@ -50,7 +62,7 @@ class Sandbox:
         its end.
         """
         try:
-            async with self._turns:
+            async with self._turns.take(long=on_stdout is not None):
                 return await self._run(argv, limits, files, on_stdout)
         except OSError as error:
             why = error.strerror or error

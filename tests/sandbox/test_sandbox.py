@@ -374,6 +374,34 @@ async def test_a_crowd_of_programs_takes_turns(monkeypatch: pytest.MonkeyPatch) 
     assert len(running) == len(crowd)
 
 
+async def test_long_programs_never_have_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images are being converted, a disk that takes milliseconds does not wait."""
+    began, going_on = asyncio.Event(), asyncio.Event()
+
+    async def run(argv: list[str], **_options: object) -> Completed:
+        if argv != ["quick"]:
+            began.set()
+            await going_on.wait()
+        return Completed(returncode=0, stdout=b"", stderr="")
+
+    monkeypatch.setattr("cacheagent.sandbox.sandbox.run_limited", run)
+    sandbox = Sandbox(kind=SandboxKind.RLIMITS, socket=Path("/none"))
+    crowd = [
+        asyncio.ensure_future(
+            sandbox.run(["long"], limits=Limits(), files=Files(), on_stdout=lambda _: None)
+        )
+        for _ in range(3 * AT_ONCE)
+    ]
+    await began.wait()
+    quick = asyncio.ensure_future(sandbox.run(["quick"], limits=Limits(), files=Files()))
+    for _ in crowd:
+        await asyncio.sleep(0)
+    ended = quick.done()
+    going_on.set()
+    await asyncio.gather(quick, *crowd)
+    assert ended
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_bubblewrap_needs_nobody_to_hear_what_it_has_begun(*, kept: bool) -> None:
     """A daemon that goes does not break the pipe by which bubblewrap tells of its first process.
