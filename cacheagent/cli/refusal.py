@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _TYPE_PREFIX = "urn:cacheagent:"
 _SAID = {"type", "title", "status", "detail", "error_id"}
+_TOKENS = "Keystone's: --token, $CACHEAGENT_TOKEN; the daemon's: --bearer, $CACHEAGENT_BEARER"
 
 
 def lines(error: RequestFailedError) -> Iterator[str]:
@@ -24,6 +25,8 @@ def lines(error: RequestFailedError) -> Iterator[str]:
             yield from _member(key, value, str(error))
     if any(user.get("kind") == "pin" for user in _objects(problem.get("users"))):
         yield "  `cacheagent image unpin IMAGE` takes the pin away"
+    if problem.get("type") == f"{_TYPE_PREFIX}unauthenticated":
+        yield f"  {_TOKENS}"
 
 
 def _word(problem: Mapping[str, object]) -> str:

@@ -77,6 +77,14 @@ from cacheagent.errors import RequestFailedError
             },
             ["image-unacceptable (422): the image is empty", "  reason: empty"],
         ),
+        (
+            401,
+            {"type": "urn:cacheagent:unauthenticated", "detail": "X-Auth-Token is needed here"},
+            [
+                "unauthenticated (401): X-Auth-Token is needed here",
+                "  Keystone's: --token, $CACHEAGENT_TOKEN; the daemon's: --bearer, $CACHEAGENT_BEARER",
+            ],
+        ),
         (502, {}, ["problem (502): no detail"]),
     ],
 )
