@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TYPE_PREFIX = "urn:cacheagent:"
 _SAID = {"type", "title", "status", "detail", "error_id"}
-_TOKENS = "Keystone's: --token, $CACHEAGENT_TOKEN; the daemon's: --bearer, $CACHEAGENT_BEARER"
+_TOKENS = "Keystone's: --token, $CACHEAGENT_TOKEN; daemon's: --bearer, $CACHEAGENT_BEARER"
 
 
 def lines(error: RequestFailedError) -> Iterator[str]:

@@ -82,7 +82,7 @@ from cacheagent.errors import RequestFailedError
             {"type": "urn:cacheagent:unauthenticated", "detail": "X-Auth-Token is needed here"},
             [
                 "unauthenticated (401): X-Auth-Token is needed here",
-                "  Keystone's: --token, $CACHEAGENT_TOKEN; the daemon's: --bearer, $CACHEAGENT_BEARER",
+                "  Keystone's: --token, $CACHEAGENT_TOKEN; daemon's: --bearer, $CACHEAGENT_BEARER",
             ],
         ),
         (502, {}, ["problem (502): no detail"]),
