@@ -125,11 +125,12 @@ class TenantDisks:
         self, instance_id: InstanceId, spec: DiskSpec, caller: Caller
     ) -> None:
         """Keep strangers' disks out of an instance: they would hide it from its owner."""
+        if await self._may(instance_id, caller):
+            return
         if spec.image_id is not None:
             # Who may not have the image is told that first, wherever the disk would be.
             await self._access.check(spec.image_id, caller)
-        if not await self._may(instance_id, caller):
-            raise DiskConflictError(FOREIGN, {})
+        raise DiskConflictError(FOREIGN, {})
 
     async def _refuse_foreign(
         self, instance_id: InstanceId, caller: Caller, key: DiskKey | None = None
