@@ -182,7 +182,9 @@ class Images:
         known = {image.image_id for image in images}
         foreign = any(map(is_seen_by_all, images))
         if foreign or known != await self._access.allowed(known, caller):
-            raise OperatorOnlyError("this base is not of images of this token alone")
+            raise OperatorOnlyError(
+                "the base stands for a public image, or for others that this token may not have"
+            )
 
     async def _known(self, image_id: ImageId) -> CachedImage:
         cached = await self._catalog.image(image_id)

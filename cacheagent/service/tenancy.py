@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cacheagent.service.parts import Parts
 
 FOREIGN = "this token may not have every image of the instance"
-UNPROVED = "no image of some projects alone tells whose it is, neither its own nor the first disk's"
+UNPROVED = "neither its image nor that of the first disk is private or shared, to tell whose it is"
 
 
 class TenantDisks:
