@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,7 +22,7 @@ from cacheagent.sync.throttle import Throttle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from cacheagent.model import CachedImage, GlanceImage
+    from cacheagent.model import CachedImage
     from cacheagent.service.parts import Parts
 
 AT_ONCE = 4
@@ -49,6 +49,7 @@ class Revalidate:
     def __init__(self, parts: Parts, on_inactive: Callable[[], None]) -> None:
         self._catalog = parts.catalog
         self._glance = parts.glance
+        self._now = parts.now
         self._events = parts.events
         self._on_inactive = on_inactive
         self._rate = Throttle(PER_SECOND)
@@ -83,7 +84,7 @@ class Revalidate:
             image_id = cached.image.image_id
             await self._rate.take(1)
             try:
-                standing = await self._standing(cached.image)
+                standing = await self._standing(cached)
                 if standing is not None and standing is not cached.standing:
                     await self._note(cached, standing)
                     found.changed[image_id] = standing
@@ -92,13 +93,23 @@ class Revalidate:
             except CacheAgentError as error:
                 found.failed.append(f"{image_id}: {error}")
 
-    async def _standing(self, known: GlanceImage) -> Standing | None:
+    async def _standing(self, cached: CachedImage) -> Standing | None:
+        known = cached.image
         try:
             said = await self._glance.show(known.image_id, Caller())
         except ImageNotFoundError:
             return judge_absent(known, was_seen=known.image_id in self._seen)
         self._seen.add(known.image_id)
-        return judge(known, said)
+        standing = judge(known, said)
+        if standing is Standing.ACTIVE and said.visibility != known.visibility:
+            await self._share(cached, said.visibility)
+        return standing
+
+    async def _share(self, cached: CachedImage, visibility: str) -> None:
+        """Note who sees the image now: the right to a public one proves nothing any more."""
+        if cached.base_id is not None:
+            image = replace(cached.image, visibility=visibility)
+            await self._catalog.link_image(image, cached.base_id, self._now())
 
     async def _note(self, cached: CachedImage, standing: Standing) -> None:
         facts = {"image_id": cached.image.image_id, "base_id": cached.base_id}

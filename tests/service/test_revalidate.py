@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from cacheagent.errors import (
     GlanceUnavailableError,
     ImageNotActiveError,
     ImageNotFoundError,
+    OperatorOnlyError,
 )
 from cacheagent.model import CacheResult, Caller, DiskSpec, Standing
 from cacheagent.service.events import EventKind
@@ -76,6 +78,23 @@ async def test_nothing_changed_is_no_news(
     assert await revalidate.run() == {}
     assert await standing_of(rig, cached) is Standing.ACTIVE
     assert nudges == []
+
+
+async def test_image_that_was_published_is_known_as_public(
+    rig: Rig, glance: LyingGlance, revalidate: Revalidate
+) -> None:
+    """The right to it tells of nobody from then on, so that no stranger evicts it, or its disks."""
+    require_programs("qemu-img")
+    image_id = await bring(rig, glance.add(DATA, visibility="private"))
+    before = await rig.parts.catalog.image(image_id)
+    glance.images[image_id].metadata["visibility"] = "public"
+    assert await revalidate.run() == {}
+    after = await rig.parts.catalog.image(image_id)
+    assert before is not None
+    assert after == replace(before, image=replace(before.image, visibility="public"))
+    tenant = Caller(token="tenant")  # noqa: S106 -- the fake takes any
+    with pytest.raises(OperatorOnlyError):
+        await rig.images.evict(image_id, tenant)
 
 
 async def test_deactivated_image_is_not_handed_out(
