@@ -12,7 +12,9 @@ import os
 import select
 import signal
 import socket
+import stat
 import subprocess
+import sys
 
 from cacheagent.process import ENVIRONMENT, prefix
 from cacheagent.sandbox import bubblewrap
@@ -23,6 +25,8 @@ _STREAMS = 2
 
 def main() -> None:
     """Serve the connection that systemd passed as standard input (``Accept=yes``)."""
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        sys.exit("cacheagent-sandbox is started by cacheagent-sandbox.socket, and not by hand")
     with socket.socket(fileno=os.dup(0)) as connection:
         serve(connection)
 

@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -494,3 +495,15 @@ def test_the_unit_runs_nothing_that_it_does_not_understand(data: bytes) -> None:
         socket.send_fds(here, [data or b" "], [sink.fileno(), sink.fileno()])
         with pytest.raises(ValueError, match=r"."):
             runner.serve(there)
+
+
+def test_the_program_of_the_unit_is_not_for_people() -> None:
+    """Who starts it by hand is told in a sentence what starts it."""
+    command = [sys.executable, "-c", "from cacheagent.sandbox.runner import main; main()"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "cacheagent-sandbox is started by cacheagent-sandbox.socket, and not by hand\n"
+    )
