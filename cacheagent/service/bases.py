@@ -96,7 +96,7 @@ class Bases:
         self._rules = parts.rules
         self._clock = parts.clock
         self._ingest = ingest
-        self._access = access
+        self.access = access
         self._flights: SingleFlight[ImageId, Ensured | None] = SingleFlight()
         self._announcing: SingleFlight[tuple[ImageId, str | None], None] = SingleFlight()
         self._meters: dict[ImageId, Meter] = {}
@@ -115,7 +115,7 @@ class Bases:
             ProblemError: why not; every caller that waited for the same download gets the same.
 
         """
-        await self._access.check(image_id, caller)
+        await self.access.check(image_id, caller)
         ensured = await self.leased(image_id, caller, "a request that is about to end")
         await self.release(ensured)
         return ensured
@@ -240,7 +240,7 @@ class Bases:
             ProblemError: what Glance says at once, or the rules of its description.
 
         """
-        await self._access.check(image_id, caller)
+        await self.access.check(image_id, caller)
         self._failures.refuse(image_id)
         # A crowd that waits for nothing asks a server in trouble no more often than one that waits.
         whose = image_id, caller.token

@@ -188,7 +188,7 @@ class Creation:
             try:
                 disk = await self._existing(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
-                    await self._bring_boot(key, await self._image(spec), caller)
+                    await self._bring_boot(key, await self._image(spec), caller, again=True)
                     return disk, False
                 return await self._create(key, spec, caller), True
             except BaseException as error:
@@ -295,17 +295,29 @@ class Creation:
             self._saved.inc(ensured.base.size)
         return made
 
-    async def _bring_boot(self, key: DiskKey, image: GlanceImage | None, caller: Caller) -> None:
+    async def _bring_boot(
+        self, key: DiskKey, image: GlanceImage | None, caller: Caller, *, again: bool = False
+    ) -> None:
         """Create kernel and ramdisk before the disk that they start is there.
 
         Whatever is wrong with them keeps that from being made; those that were made stay, and
-        are found when it is asked for again.
+        are found when it is asked for ``again``: those full copies need their bases no more.
         """
         for name, spec in () if image is None else boot_disks(key.name, image).items():
             assert spec.image_id is not None  # noqa: S101 -- that is what they are made of
+            boot = replace(key, name=name)
+            if again and await self._lies_there(boot, spec):
+                await self._bases.access.check(spec.image_id, caller)
+                continue
             ensured = await self._bases.ensure(spec.image_id, caller)
             admit_boot_image(name, ensured.image)
-            await self.create(replace(key, name=name), spec, caller)
+            await self.create(boot, spec, caller)
+
+    async def _lies_there(self, key: DiskKey, spec: DiskSpec) -> bool:
+        disk = await self._catalog.disk(key)
+        if disk is None or disk.state is not DiskState.READY or not await self._is(disk, spec):
+            return False
+        return await self._store.exists(self._path(disk))
 
     async def _image(self, spec: DiskSpec) -> GlanceImage | None:
         cached = None if spec.image_id is None else await self._catalog.image(spec.image_id)

@@ -95,6 +95,19 @@ async def test_again(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
     assert [each.path.read_bytes() for each in view.boot] == [KERNEL, RAMDISK]
 
 
+async def test_again_without_the_image_service(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
+    """Once all three are here, asking again needs neither their bases nor Glance."""
+    image_id = an_ami(glance)
+    spec = spec_of(image_id)
+    first, _ = await rig.disks.create(key, spec, NOBODY)
+    for name in ("kernel_id", "ramdisk_id"):
+        loaded = type(image_id)(str(glance.images[image_id].metadata[name]))
+        await rig.images.evict(loaded, NOBODY)
+    asked = len(glance.seen)
+    assert await rig.disks.create(key, spec, NOBODY) == (first, False)
+    assert len(glance.seen) == asked
+
+
 async def test_begun_in_the_background(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
     """Once the disk is ready, kernel and ramdisk are."""
     view, _ = await rig.disks.begin(key, spec_of(an_ami(glance)), NOBODY)
@@ -185,6 +198,24 @@ def rig_kernel(glance: LyingGlance, image_id: ImageId) -> ImageId:
     return type(image_id)(str(found))
 
 
+async def test_kernel_that_went_is_not_made_for_somebody_else(
+    rig: Rig, glance: LyingGlance, key: DiskKey
+) -> None:
+    """Asking again with a token that is not good for the kernel shows and makes none."""
+    image_id = an_ami(glance)
+    tenant = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
+    await rig.disks.create(key, spec_of(image_id), NOBODY)
+    for gone in (False, True):
+        if gone:
+            await rig.disks.delete(replace(key, name=DiskName("kernel")))
+        await rig.access.check(image_id, tenant)
+        # That of the image is remembered; the next one asked about is the kernel.
+        glance.lie("access", lying_glance.status(403))
+        with pytest.raises(ImageForbiddenError):
+            await rig.disks.create(key, spec_of(image_id), tenant)
+    assert names(rig, key) == ["ramdisk.raw", "root.qcow2"]
+
+
 async def test_kernel_that_is_none(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
     """An AMI cannot make another image its kernel, and leaves nothing of itself then."""
     image_id = add(glance, ROOT, "ami", kernel_id=glance.add(ROOT))
@@ -192,6 +223,19 @@ async def test_kernel_that_is_none(rig: Rig, glance: LyingGlance, key: DiskKey) 
         await rig.disks.create(key, spec_of(image_id), NOBODY)
     assert refused.value.reason == "boot-image"
     assert names(rig, key) == []
+
+
+async def test_kernel_that_is_the_disk_itself(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
+    """Images that name each other, or themselves, are refused, and nobody waits for ever."""
+    one = add(glance, ROOT, "ami")
+    other = add(glance, os.urandom(1024), "ami", kernel_id=one)
+    for named in (one, other):
+        glance.images[one].metadata["kernel_id"] = named
+        async with asyncio.timeout(60):
+            with pytest.raises(ImageUnacceptableError, match="named as kernel"):
+                await rig.disks.create(key, spec_of(one), NOBODY)
+        assert names(rig, key) == []
+        await rig.images.evict(one, NOBODY)
 
 
 async def test_kernel_that_is_not_there(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
