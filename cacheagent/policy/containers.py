@@ -56,6 +56,8 @@ _MAGIC: Final[Mapping[bytes, Compression]] = {
     b"\xfd7zXZ\0": Compression.XZ,
     b"BZh": Compression.BZIP2,
     b"\x28\xb5\x2f\xfd": Compression.ZSTD,  # RFC 8878
+    # A frame that is to be skipped (RFC 8878, 3.1.2): pzstd puts one in front of each of its own.
+    **{bytes((each,)) + b"\x2a\x4d\x18": Compression.ZSTD for each in range(0x50, 0x60)},
 }
 _STRANGE: Final[Mapping[bytes, str]] = {
     b"PK\x03\x04": "zip",

@@ -24,6 +24,7 @@ LONGEST_MANIFEST: Final = 64 << 10
 """Bytes of an ``.mf``: a line for each file."""
 
 _NAMESPACE = "http://schemas.dmtf.org/ovf/envelope/"
+_COARSEST = 1 << 40  # A unit that every disk fits into once says nothing of its size.
 _LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\(([^()]+)\)\s*=\s*([0-9a-fA-F]+)")
 _LENGTHS = {"sha1": 40, "sha256": 64, "sha512": 128}
 _POWER = re.compile(r"byte\s*\*\s*(2|10)\s*\^\s*([0-9]{1,2})")
@@ -150,8 +151,10 @@ def _unit(text: str) -> int:
     match = _POWER.fullmatch(text)
     if match is None:
         raise refused(f"its unit {text[:32]!r} is not known")
-    base, exponent = int(match[1]), int(match[2])
-    return int(base**exponent)
+    unit = int(match[1]) ** int(match[2])
+    if unit > _COARSEST:
+        raise refused(f"its unit {text[:32]!r} is larger than a disk")
+    return int(unit)
 
 
 def _count(text: str, what: str) -> int:

@@ -94,6 +94,21 @@ def test_compressions_are_told_by_their_magic(how: Compression) -> None:
     assert refusal(lambda: containers.refuse_nesting(head)) == "nested-container"
 
 
+@pytest.mark.parametrize("kind", [0x50, 0x5F])
+def test_stream_that_begins_with_what_is_to_be_skipped(kind: int) -> None:
+    """What pzstd writes is zstd too, although a frame that holds nothing comes first."""
+    head = bytes((kind,)) + b"\x2a\x4d\x18\x04\0\0\0skip" + COMPRESS["zstd"](b"data")
+    assert containers.compression(head) is Compression.ZSTD
+    assert refusal(lambda: containers.refuse_nesting(head)) == "nested-container"
+
+
+@pytest.mark.parametrize("unit", ["byte * 2^41", "byte * 10^99"])
+def test_unit_that_every_disk_fits_into(unit: str) -> None:
+    """A capacity that would agree with any disk is none."""
+    text = descriptor(VMDK, 1, disk=f'ovf:capacityAllocationUnits="{unit}"')
+    assert refusal(lambda: ovf.read_descriptor(text)) == "ovf"
+
+
 def test_sizes_that_agree() -> None:
     """A capacity in a coarse unit is rounded up to, and no further."""
     said = ovf.read_descriptor(
