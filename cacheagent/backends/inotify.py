@@ -267,6 +267,9 @@ class Watcher:
             # A name that is no UTF-8 costs us everything that was read with it.
             self._seen.append(_OVERFLOW)
         self._notifier.process_events()
+        # pyinotify remembers each move for a minute, and goes over all of them at each read.
+        self._notifier._sys_proc_fun._mv_cookie.clear()  # noqa: SLF001 -- it offers no other way
+        self._notifier._sys_proc_fun._mv.clear()  # noqa: SLF001
         return self._seen
 
     def _take(self, folder: Path, event: pyinotify.Event) -> None:
