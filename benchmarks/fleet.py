@@ -37,9 +37,10 @@ from cacheagent.service.events import Events
 from cacheagent.service.parts import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from benchmarks.figures import Run
     from cacheagent.backends.store import Store
 
 VIRTUAL_SIZE = 2 << 30
@@ -55,11 +56,21 @@ _COMING = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """How many disks and bases there are; no disk uses the last ``unused`` bases."""
+    """How many disks and bases there are; no disk uses the last ``unused`` bases.
+
+    Not ``settled``: so young that the agent does not yet rely on their times.
+    """
 
     disks: int
     bases: int
-    unused: int
+    unused: int = 0
+    settled: bool = True
+
+    @classmethod
+    def of(cls, run: Run, *, unused: int = 0) -> Fleet:
+        """Give the one that the goals are about, or a small one for a quick run."""
+        disks, bases = run.scale(10_000, 20), run.scale(500, 6)
+        return cls(disks=disks, bases=bases, unused=unused, settled=not run.quick)
 
 
 def configuration(folder: Path) -> dict[str, dict[str, object]]:
@@ -116,6 +127,18 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def make_fleet(folder: Path, fleet: Fleet) -> Sequence[str]:
+    """Make a fleet in ``folder``, for a daemon, and give the ids of the images that have disks."""
+    folder.mkdir(exist_ok=True)
+    asyncio.run(_make(folder, fleet))
+    return [_image(_base(number)).image_id for number in range(fleet.bases - fleet.unused)]
+
+
+async def _make(folder: Path, fleet: Fleet) -> None:
+    async with parts_in(folder) as parts:
+        await fill(parts, fleet)
+
+
 async def fill(parts: Parts, fleet: Fleet) -> None:
     """Make the bases and disks, and the rows of both."""
     bases = [_base(number) for number in range(fleet.bases)]
@@ -126,7 +149,7 @@ async def fill(parts: Parts, fleet: Fleet) -> None:
     template = await _template(parts, used[0])
     await parts.store.run_long(_clone_all, parts.store, template, disks)
     await parts.catalog.adopt(disks=disks)
-    await asyncio.sleep(SETTLED)
+    await asyncio.sleep(SETTLED if fleet.settled else 0)
 
 
 def _base(number: int) -> Base:

@@ -1,28 +1,27 @@
 """What a pass of eviction costs on a host with many disks.
 
-    .venv/bin/python benchmarks/prune_pass.py --disks 10000 --bases 500
-
 The reference is a plain loop of Python that lists the same folders, and opens and reads the same
 headers. Beside it stands what asking ``qemu-img info`` of each disk would take.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import resource
-import subprocess
-import tempfile
-import time
-from pathlib import Path
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from fleet import BLOCK, Fleet, fill, parts_in
-from report import Meter, Row, show
-
+from benchmarks.costs import Cost, Meter, spend
+from benchmarks.figures import Figure, Goal, Run
+from benchmarks.fleet import BLOCK, Fleet, fill, parts_in
 from cacheagent import wiring
 from cacheagent.loops.pruner import Pruner
 from cacheagent.model import Caller
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cacheagent.api.services import OperatorService
 
 SAMPLE = 100
 """Disks that qemu-img is really asked about; the rest is multiplied."""
@@ -30,47 +29,60 @@ SAMPLE = 100
 HEADER = 4096
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--disks", type=int, default=10_000)
-    parser.add_argument("--bases", type=int, default=500)
-    parser.add_argument("--evict", type=int, default=50, help="bases without a disk, to evict")
-    parser.add_argument("--folder", type=Path, help="where to make them (default: a temporary one)")
-    asked = parser.parse_args()
-    fleet = Fleet(disks=asked.disks, bases=asked.bases, unused=asked.evict)
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as folder:
-        meter, reference = asyncio.run(_measured(Path(folder), fleet))
-        sizes = {"disks": fleet.disks, "bases": fleet.bases, "evicted": fleet.unused}
-        show(meter.rows, reference, sizes, Path(folder))
+def measure(run: Run) -> None:
+    """Plan, pass over nothing to do, and evict."""
+    fleet = Fleet.of(run, unused=run.scale(50, 2))
+    reference, asked, *passes = asyncio.run(_measured(run.folder, fleet))
+    run.costs += [reference, asked, *passes]
+    for cost in passes:
+        run.figures += [
+            Figure(
+                what=f"{cost.what}, CPU",
+                measured=cost.cpu,
+                unit="s",
+                reference=reference.cpu,
+                beside=reference.what,
+                goal=Goal(bound=1),
+            ),
+            Figure(
+                what=f"{cost.what}, processes",
+                measured=cost.processes,
+                unit="",
+                reference=asked.processes,
+                beside=asked.what,
+                goal=Goal(bound=0),
+            ),
+        ]
 
 
-async def _measured(folder: Path, fleet: Fleet) -> tuple[Meter, Row]:
+async def _measured(folder: Path, fleet: Fleet) -> list[Cost]:
     meter = Meter()
     async with parts_in(folder) as parts:
         await fill(parts, fleet)
         instances = parts.store.layout.instances_dir
         with meter.measuring("plain loop over all headers") as reference:
             _read_all(instances)
-        meter.rows.append(_qemu_img(instances, fleet.disks))
+        asked = _qemu_img(instances, fleet.disks)
         agent = wiring.wire(parts)
-        operator, nobody = agent.services.operator, Caller()
-        with meter.measuring("first plan: headers are read"):
-            await operator.prune(nobody, dry_run=True, free_bytes=None)
-        with meter.measuring("second plan: headers are known"):
-            await operator.prune(nobody, dry_run=True, free_bytes=None)
         pruner = next(loop for loop in agent.loops if isinstance(loop, Pruner))
-        with meter.measuring("pass that finds nothing to do"):
+        operator = agent.services.operator
+        with meter.measuring("first plan: headers are read") as first:
+            await operator.prune(Caller(), dry_run=True, free_bytes=None)
+        with meter.measuring("second plan: headers are known") as second:
+            await operator.prune(Caller(), dry_run=True, free_bytes=None)
+        with meter.measuring("pass that finds nothing to do") as nothing:
             await pruner.run_once("interval")
-        with meter.measuring(f"pass that evicts {fleet.unused} bases"):
-            done = await operator.prune(nobody, dry_run=False, free_bytes=fleet.unused * BLOCK)
-        if len(done.evicted) != fleet.unused or done.skipped:
-            raise SystemExit(f"{len(done.evicted)} bases went, not {fleet.unused}")
+        with meter.measuring(f"pass that evicts {fleet.unused} bases") as evicting:
+            await _evict(operator, fleet.unused)
         await agent.bases.stop()
         await agent.background.stop()
-    return meter, reference
+    return [reference, asked, first, second, nothing, evicting]
+
+
+async def _evict(operator: OperatorService, bases: int) -> None:
+    done = await operator.prune(Caller(), dry_run=False, free_bytes=bases * BLOCK)
+    if len(done.evicted) != bases or done.skipped:
+        raise RuntimeError(f"{len(done.evicted)} bases went, not {bases}")
 
 
 def _read_all(instances: Path) -> None:
@@ -84,26 +96,14 @@ def _read_all(instances: Path) -> None:
                     os.close(fd)
 
 
-def _qemu_img(instances: Path, disks: int) -> Row:
+def _qemu_img(instances: Path, disks: int) -> Cost:
     """Ask qemu-img about some of the disks, and give what all of them would take."""
     some = [path for _, path in zip(range(SAMPLE), instances.glob("*/*.qcow2"), strict=False)]
-    before, wall = _children_cpu(), time.perf_counter()
+    total = Cost(what=f"qemu-img info of each (from {len(some)} of them)")
     for path in some:
-        command = ["qemu-img", "info", "--force-share", "--output=json", "-f", "qcow2", str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+        words = ("qemu-img", "info", "--force-share", "--output=json", "-f", "qcow2")
+        total = total.plus(spend(*words, path))
     times = disks / len(some)
-    return Row(
-        what=f"qemu-img info of each (from {len(some)} of them)",
-        cpu=(_children_cpu() - before) * times,
-        wall=(time.perf_counter() - wall) * times,
-        processes=disks,
+    return replace(
+        total, wall=total.wall * times, cpu=total.cpu * times, written=None, processes=disks
     )
-
-
-def _children_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-if __name__ == "__main__":
-    main()

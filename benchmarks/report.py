@@ -1,101 +1,108 @@
-"""What a benchmark measured: a table for people, JSON for programs."""
+"""The table in README.md and the JSON beside it; parts that were not measured keep theirs."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"}
-"""What Python tells an audit hook when a process is started (Python's audit events table)."""
+    from benchmarks.figures import Figure, Run
+
+README, RESULTS, DRAWING = "README.md", "results.json", "growth.svg"
+BEGIN = "<!-- written by scripts/bench: begin -->"
+END = "<!-- written by scripts/bench: end -->"
+
+_CAPTION = "Seconds by the number of disks, and of bases"
+_FIGURES = ("part", "what", "measured", "reference", "ratio", "goal", "verdict")
+_COSTS = ("part", "what", "s", "CPU s", "processes", "fsyncs", "peak MiB", "written MiB")
+_MIB = 1 << 20
+
+Part = dict[str, Any]
 
 
-@dataclass(slots=True, kw_only=True)
-class Row:
-    """One measurement: seconds of CPU of this process, seconds that passed, processes started."""
-
-    what: str
-    cpu: float = 0.0
-    wall: float = 0.0
-    processes: int = 0
-
-
-class Meter:
-    """Measures pieces of work one after the other."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self._started = 0
-        sys.addaudithook(self._count)
-
-    def _count(self, event: str, _arguments: tuple[object, ...]) -> None:
-        if event in _STARTS:
-            self._started += 1
-
-    @contextlib.contextmanager
-    def measuring(self, what: str) -> Iterator[Row]:
-        """Measure what the context does, in all threads of this process."""
-        row = Row(what=what)
-        started, cpu, wall = self._started, _cpu(), time.perf_counter()
-        yield row
-        row.wall = time.perf_counter() - wall
-        row.cpu = _cpu() - cpu
-        row.processes = self._started - started
-        self.rows.append(row)
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def show(rows: Sequence[Row], reference: Row, sizes: Mapping[str, int], folder: Path) -> None:
-    """Print the rows, each with its CPU as a multiple of the reference, and all of it as JSON."""
-    width = max(len(row.what) for row in rows)
-    print(f"{'':{width}}  CPU s  wall s  processes  CPU / reference")
-    for row in rows:
-        ratio = row.cpu / reference.cpu if reference.cpu else 0.0
-        print(
-            f"{row.what:{width}}  {row.cpu:5.2f}  {row.wall:6.2f}  {row.processes:9}  {ratio:15.2f}"
-        )
-    facts = {
-        "sizes": dict(sizes),
-        "machine": _machine(folder),
-        "reference": reference.what,
-        "rows": [replace(row, cpu=round(row.cpu, 3), wall=round(row.wall, 3)) for row in rows],
-    }
-    print(json.dumps(facts, default=asdict))
-
-
-def _machine(folder: Path) -> dict[str, object]:
-    names = (line.partition(":") for line in _lines("/proc/cpuinfo"))
-    model = next((value.strip() for key, _, value in names if key.strip() == "model name"), "?")
-    kind = subprocess.run(
-        ["stat", "--file-system", "--format=%T", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+def as_part(run: Run) -> Part:
+    """Give what a part found, as JSON has it."""
     return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": platform.release().partition("-")[0],
-        "python": platform.python_version(),
-        "file_system": kind,
+        "figures": [_figure(figure) for figure in run.figures],
+        "costs": [asdict(cost) for cost in run.costs],
     }
 
 
-def _lines(path: str) -> list[str]:
-    with open(path) as file:  # noqa: PTH123 -- no Path is at hand
-        return file.read().splitlines()
+def _figure(figure: Figure) -> dict[str, object]:
+    goal = figure.goal
+    return {
+        "what": figure.what,
+        "unit": figure.unit,
+        "measured": figure.measured,
+        "reference": figure.reference,
+        "beside": figure.beside,
+        "ratio": figure.ratio,
+        "goal": "" if goal is None else goal.text(figure.unit),
+        "verdict": figure.verdict,
+    }
+
+
+def save(folder: Path, machine: Mapping[str, str], found: Mapping[str, Part]) -> str:
+    """Write what was found into README.md and the JSON in ``folder``, and give the text."""
+    results = folder / RESULTS
+    known = json.loads(results.read_text())["parts"] if results.exists() else {}
+    parts = {**known, **found}
+    results.write_text(json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
+    text = as_text(machine, parts)
+    readme = folder / README
+    if readme.exists():
+        drawn = f"![{_CAPTION}]({DRAWING})\n\n" if (folder / DRAWING).exists() else ""
+        section = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+        new = f"{BEGIN}\n{text}{drawn}{END}"
+        readme.write_text(section.sub(lambda _: new, readme.read_text()))
+    return text
+
+
+def as_text(machine: Mapping[str, str], parts: Mapping[str, Part]) -> str:
+    """Write tables of Markdown."""
+    told = ", ".join(f"{name} {value}" for name, value in machine.items())
+    figures = [_row(name, each) for name, part in parts.items() for each in part["figures"]]
+    costs = [_cost(name, each) for name, part in parts.items() for each in part["costs"]]
+    return f"\n{told}.\n\n{_table(_FIGURES, figures)}\n{_table(_COSTS, costs)}\n"
+
+
+def _row(part: str, figure: Mapping[str, Any]) -> Sequence[str]:
+    unit = f" {figure['unit']}" if figure["unit"] else ""
+    measured = _number(figure["measured"], unit)
+    reference = ": ".join(filter(None, (figure["beside"], _number(figure["reference"], unit))))
+    ratio = _number(figure["ratio"])
+    return (part, figure["what"], measured, reference, ratio, figure["goal"], figure["verdict"])
+
+
+def _cost(part: str, cost: Mapping[str, Any]) -> Sequence[str]:
+    sizes = (_mib(cost["peak"]), _mib(cost["written"]))
+    counts = (_count(cost["processes"]), _count(cost["fsyncs"]))
+    return (part, cost["what"], _number(cost["wall"]), _number(cost["cpu"]), *counts, *sizes)
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return ""
+    if value == int(value) or abs(value) >= 100:  # noqa: PLR2004 -- three digits tell enough
+        return f"{value:.0f}{unit}"
+    return f"{value:.3g}{unit}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _mib(value: int | None) -> str:
+    return "" if value is None else f"{value / _MIB:.0f}"
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

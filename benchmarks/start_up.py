@@ -1,107 +1,54 @@
 """How long the daemon takes until it is ready, on a host with many disks.
 
-    .venv/bin/python benchmarks/start_up.py --disks 10000 --bases 500
-
 The reference is a start with empty folders. CPU is that of the daemon until it says that it is
 ready; what it does afterwards beside the requests is not in it.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fleet import Fleet, configuration, fill, parts_in
-from report import Row, show
+from benchmarks.agent import daemon_on
+from benchmarks.figures import Figure, Goal, Run
+from benchmarks.fleet import Fleet, make_fleet
 
-TIMEOUT = 300.0
-UTIME, STIME = 13, 14
-"""Places in /proc/PID/stat (proc_pid_stat(5)), counted from 0."""
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.costs import Cost
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--disks", type=int, default=10_000)
-    parser.add_argument("--bases", type=int, default=500)
-    parser.add_argument("--folder", type=Path, help="where to make them (default: a temporary one)")
-    asked = parser.parse_args()
-    fleet = Fleet(disks=asked.disks, bases=asked.bases, unused=0)
-    with (
-        tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as folder,
-        tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as nothing,
-    ):
-        asyncio.run(_filled(Path(folder), fleet))
-        reference = _start(Path(nothing), "empty folders")
-        rows = [
-            reference,
-            _start(Path(folder), "with the catalog"),
-            _start(_without_catalog(Path(folder)), "the catalog was deleted"),
-            _start(Path(folder), "with the catalog that was made anew"),
-        ]
-        show(rows, reference, {"disks": fleet.disks, "bases": fleet.bases}, Path(folder))
+def measure(run: Run) -> None:
+    """Start with a catalog, without, and with the one that was made anew."""
+    folder = run.folder / "agent"
+    make_fleet(folder, Fleet.of(run))
+    reference = start(run.folder / "empty", "empty folders")
+    run.costs += [
+        reference,
+        start(folder, "with the catalog"),
+        start(_without_catalog(folder), "the catalog was deleted"),
+        start(folder, "with the catalog that was made anew"),
+    ]
+    run.figures += [
+        Figure(
+            what=cost.what,
+            measured=cost.wall,
+            unit="s",
+            reference=reference.wall,
+            beside=reference.what,
+            goal=Goal(bound=5),
+        )
+        for cost in run.costs[1:]
+    ]
 
 
-async def _filled(folder: Path, fleet: Fleet) -> None:
-    async with parts_in(folder) as parts:
-        await fill(parts, fleet)
+def start(folder: Path, what: str) -> Cost:
+    """Start a daemon, wait until it is ready, and stop it."""
+    with daemon_on(folder, what=what) as daemon:
+        return daemon.start
 
 
 def _without_catalog(folder: Path) -> Path:
     for path in (folder / "state").glob("catalog.db*"):
         path.unlink()
     return folder
-
-
-def _start(folder: Path, what: str) -> Row:
-    """Start a daemon, wait until it is ready, and stop it."""
-    config = folder / "config.toml"
-    config.write_text(_toml(configuration(folder)))
-    told = folder / "notify"
-    told.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(str(told))
-        notify.settimeout(TIMEOUT)
-        begun = time.perf_counter()
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "cacheagent", "serve", "--config", str(config)],
-            env={**os.environ, "NOTIFY_SOCKET": str(told)},
-        )
-        try:
-            while not notify.recv(4096).startswith(b"READY=1"):
-                pass
-            return Row(
-                what=what, wall=time.perf_counter() - begun, cpu=_cpu_of(daemon.pid), processes=1
-            )
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait(TIMEOUT)
-
-
-def _cpu_of(pid: int) -> float:
-    # The name, in parentheses, may hold blanks.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[UTIME - 2]) + int(fields[STIME - 2])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _toml(sections: dict[str, dict[str, object]]) -> str:
-    lines = []
-    for name, section in sections.items():
-        lines.append(f"[{name}]")
-        lines += [f"{key} = {value!r}" for key, value in section.items()]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()

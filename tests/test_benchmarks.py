@@ -1,8 +1,9 @@
-"""The benchmarks still run, and a pass still starts no process."""
+"""The benchmarks still run, each goal is judged, and what must start no process starts none."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,32 +11,95 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import PARTS
+from benchmarks.costs import Cost
+from benchmarks.figures import Figure, Goal, Run
+from benchmarks.growth import steepest
+from benchmarks.report import BEGIN, END, README, RESULTS, as_part, save
 from tests.needs import require_programs
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SMALL = ["--disks", "20", "--bases", "6"]
+ROOT = Path(__file__).parent.parent
+
+GOALS = {
+    "warm": 4,
+    "cold": 12,
+    "many": 2,
+    "growth": 12,
+    "memory": 3,
+    "first_boot": 0,
+    "prune_pass": 8,
+    "start_up": 3,
+}
+"""How many figures of a part have a goal."""
 
 
-def _rows(script: str, *arguments: str) -> list[dict[str, Any]]:
-    """Run a benchmark, and give what it measured."""
-    require_programs("qemu-img")
-    command = [sys.executable, str(BENCHMARKS / script), *SMALL, *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_runs(part: str, tmp_path: Path) -> None:
+    """A quick run measures what a full one does, and ends with a verdict on each goal."""
+    require_programs("qemu-img", "curl", "fincore", "findmnt")
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), part]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    rows: list[dict[str, Any]] = json.loads(ended.stdout.splitlines()[-1])["rows"]
-    return rows
+    figures: list[dict[str, Any]] = _results(tmp_path)[part]["figures"]
+    assert len([figure for figure in figures if figure["goal"]]) == GOALS[part]
+    for figure in figures:
+        assert (figure["verdict"] != "") == (figure["goal"] != "")
+        # strace may not be there; all else can be measured everywhere.
+        assert figure["measured"] is not None or part == "warm", figure
+        assert f"| {figure['what']} |" in ended.stdout
+    started = [each["measured"] for each in figures if "processes" in each["what"]]
+    assert set(started) <= {0, None}
 
 
-def test_a_pass_starts_no_process() -> None:
-    """Planning, a pass with nothing to do and one that evicts read headers by themselves."""
-    plain, qemu_img, *passes = _rows("prune_pass.py", "--evict", "2")
-    assert (plain["processes"], qemu_img["processes"]) == (0, 20)
-    assert [row["processes"] for row in passes] == [0] * 4
+def _results(folder: Path) -> dict[str, Any]:
+    parts: dict[str, Any] = json.loads((folder / RESULTS).read_text())["parts"]
+    return parts
 
 
-@pytest.mark.timeout(120)
-def test_the_start_of_a_daemon_can_be_measured() -> None:
-    """Every start, also one without a catalog, ends in a daemon that is ready."""
-    rows = _rows("start_up.py")
-    assert len(rows) == 4
-    assert all(row["wall"] > 0 for row in rows)
+def _run(folder: Path, measured: float | None) -> Run:
+    """Give a run that has found one thing, which should be 2 at most."""
+    run = Run(folder=folder, quick=True, drawings=folder)
+    figure = Figure(what="a thing", measured=measured, unit="ms", reference=4, goal=Goal(bound=2))
+    run.figures.append(figure)
+    run.costs.append(Cost(what="a thing", wall=1.0))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"), [(2, "reached"), (2.1, "not reached"), (None, "not measured")]
+)
+def test_a_goal_is_judged(tmp_path: Path, measured: float | None, verdict: str) -> None:
+    """The bound itself still reaches the goal; what is not known does not."""
+    part = as_part(_run(tmp_path, measured))
+    assert part["figures"][0]["verdict"] == verdict
+
+
+def test_a_ratio_is_judged() -> None:
+    """A goal may be about the reference, and may be a lower bound."""
+    at_least = Goal(of="ratio", kind="at least", bound=0.5)
+    figure = Figure(what="a thing", measured=4, unit="/s", reference=10, goal=at_least)
+    assert (figure.ratio, figure.verdict) == (0.4, "not reached")
+    assert at_least.text(figure.unit) == "at least 0.5 times"
+
+
+def test_parts_that_were_not_measured_keep_their_figures(tmp_path: Path) -> None:
+    """The page and the JSON hold the last figures of each part; the words around them stay."""
+    readme = tmp_path / README
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    save(tmp_path, {"cores": "2"}, {"one": as_part(_run(tmp_path, 1))})
+    save(tmp_path, {"cores": "2"}, {"two": as_part(_run(tmp_path, 3))})
+    assert set(_results(tmp_path)) == {"one", "two"}
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "| one | a thing | 1 ms | 4 ms | 0.25 | at most 2 ms | reached |" in text
+    assert "| two | a thing | 3 ms | 4 ms | 0.75 | at most 2 ms | not reached |" in text
+    assert "old" not in text
+
+
+def test_growth_is_told_by_its_exponent() -> None:
+    """What takes a square takes 2; what begins to grow at the end is not hidden by its mean."""
+    assert steepest({10: 100.0, 100: 10_000.0, 1000: 1_000_000.0}) == pytest.approx(2)
+    assert steepest({10: 1.0, 100: 1.0, 1000: 10.0}) == pytest.approx(1)
+    assert math.isclose(steepest({10: 3.0, 100: 3.0}), 0, abs_tol=1e-9)

@@ -1,0 +1,1 @@
+"""What the agent costs, beside what cannot be avoided: run by ``scripts/bench``."""

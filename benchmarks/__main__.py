@@ -1,0 +1,74 @@
+"""Runs the benchmarks: all parts, or those that are named.
+
+python -m benchmarks [--quick] [--folder DIR] [--results DIR] [PART ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import (
+    cold,
+    first_boot,
+    growth,
+    machine,
+    many,
+    memory,
+    prune_pass,
+    report,
+    start_up,
+    warm,
+)
+from benchmarks.figures import Run
+
+PARTS = {
+    "warm": warm.measure,
+    "cold": cold.measure,
+    "many": many.measure,
+    "growth": growth.measure,
+    "memory": memory.measure,
+    "first_boot": first_boot.measure,
+    "prune_pass": prune_pass.measure,
+    "start_up": start_up.measure,
+}
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Measure, write down, and print."""
+    asked = _arguments()
+    results = asked.results or (None if asked.quick else HERE)
+    found = {}
+    for name in asked.part or PARTS:
+        print(f"== {name}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as folder:
+            run = Run(folder=Path(folder), quick=asked.quick, drawings=results or Path(folder))
+            PARTS[name](run)
+            about = machine.describe(run.folder)
+        found[name] = report.as_part(run)
+        text = report.as_text(about, {name: found[name]})
+        if results:
+            report.save(results, about, found)
+        print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure the agent beside what cannot be avoided.",
+    )
+    parser.add_argument("part", nargs="*", choices=[[], *PARTS], help="default: all of them")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it still run?")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument(
+        "--results", type=Path, help="where to write (default: here; quick: nowhere)"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The memory of the daemon: with many disks, and while large images come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from benchmarks.agent import Daemon, daemon_on
+from benchmarks.costs import memory_of, watching
+from benchmarks.figures import Figure, Goal, Run
+from benchmarks.fleet import Fleet, make_fleet
+from benchmarks.gallery import MIB, Gallery, Image
+from benchmarks.load import ask, disk_of, image_of, request, storm
+from benchmarks.webserver import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DOWNLOADS = 8
+GOAL = Goal(bound=120)
+
+
+def measure(run: Run) -> None:
+    """Look at the daemon at rest, after all that is asked of it, and while images come."""
+    gallery = Gallery(run.folder)
+    images = gallery.sparse(run.scale(10 << 10, 16) * MIB, run.scale(DOWNLOADS, 2))
+    with serving(gallery.root, run.folder) as url:
+        glance = {"endpoint": url, "concurrency": DOWNLOADS}
+        with daemon_on(run.folder / "empty", {"glance": glance}) as daemon:
+            nothing = memory_of(daemon.pid) / MIB
+        fleet = Fleet.of(run)
+        known = make_fleet(run.folder / "agent", fleet)
+        with daemon_on(run.folder / "agent", {"glance": glance}) as daemon:
+            _tell(run, f"with {fleet.disks} disks, ready", memory_of(daemon.pid), nothing)
+            with watching(daemon.pid, "all that is asked of it") as cost:
+                asyncio.run(_ask_for_all(daemon, known, run.scale(1000, 20)))
+            run.costs.append(cost)
+            _tell(run, f"with {fleet.disks} disks, at most", cost.peak, nothing)
+            _downloads(run, daemon, images, nothing)
+
+
+async def _ask_for_all(daemon: Daemon, images: Sequence[str], number: int) -> None:
+    """Make disks, list images and instances, look at the metrics, plan a pass."""
+    disks = [disk_of(images[each % len(images)]) for each in range(number)]
+    await storm(daemon.socket, disks, 32)
+    for path in ("/v1/images", "/v1/instances", "/v1/status", "/metrics"):
+        await ask(daemon.socket, request("GET", path))
+    await ask(daemon.socket, request("POST", "/v1/prune", {"dry_run": True}))
+
+
+def _downloads(run: Run, daemon: Daemon, images: Sequence[Image], nothing: float) -> None:
+    size = images[0].size / MIB
+    with watching(daemon.pid, f"{len(images)} downloads of {size:.0f} MiB") as cost:
+        asyncio.run(_bring(daemon, images))
+    run.costs.append(cost)
+    _tell(run, f"during {len(images)} downloads of {size:.0f} MiB, at most", cost.peak, nothing)
+
+
+async def _bring(daemon: Daemon, images: Sequence[Image]) -> None:
+    await asyncio.gather(*(ask(daemon.socket, image_of(image.image_id)) for image in images))
+
+
+def _tell(run: Run, what: str, measured: int | None, nothing: float) -> None:
+    run.figures.append(
+        Figure(
+            what=what,
+            measured=None if measured is None else measured / MIB,
+            unit="MiB",
+            reference=nothing,
+            beside="without a disk",
+            goal=GOAL,
+        )
+    )

@@ -1,0 +1,23 @@
+"""What of a file lies in the page cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def resident(path: Path) -> int:
+    """Give the bytes of a file that lie in the page cache, as fincore(1) counts them."""
+    words = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
+    return int(subprocess.run(words, capture_output=True, check=True).stdout or 0)
+
+
+def forget(path: Path) -> None:
+    """Have the kernel drop what it holds of a file."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
