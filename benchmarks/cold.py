@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks import byhand
 from benchmarks.agent import Daemon, daemon_on
 from benchmarks.costs import Cost, Meter, watching
-from benchmarks.figures import Figure, Goal, Run, middle
+from benchmarks.figures import Figure, Goal, Run
 from benchmarks.gallery import MIB, Gallery, Image
 from benchmarks.load import AnswerError, connected, image_of, request
 from benchmarks.residency import resident
@@ -103,9 +103,11 @@ def _case(run: Run, case: Case, url: str, meter: Meter) -> None:
     reference = sorted(parts, key=lambda one: one.longest.wall)[times // 2]
     run.costs += [middle_one.cost, hand]
     run.costs += [replace(cost, what=f"{case.name}, {cost.what}") for cost in reference.all]
+    best = byhand.convert(case.image.path, run.folder) if case.is_converted else Cost(what="")
     _tell(run, case, middle_one, reference, hand)
+    _tell_cpu(run, case, middle_one, reference, best)
     if case.is_converted:
-        _tell_conversion(run, case, middle(one.converting for one in came))
+        _tell_conversion(run, case, middle_one, reference, best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,7 @@ class References:
 
 def _tell(run: Run, case: Case, came: Came, parts: References, hand: Cost) -> None:
     # What a conversion adds has its own reference.
-    wall, cpu, longest = came.cost.wall - came.converting, came.cost.cpu, parts.longest
+    wall, longest = came.cost.wall - came.converting, parts.longest
     until = f"{case.name}, until it is converted" if case.is_converted else f"{case.name}, to READY"
     run.figures += [
         Figure(
@@ -149,14 +151,6 @@ def _tell(run: Run, case: Case, came: Came, parts: References, hand: Cost) -> No
             reference=longest.wall,
             beside=longest.what,
             goal=Goal(of="ratio", bound=1.15),
-        ),
-        Figure(
-            what=f"{case.name}, CPU",
-            measured=cpu,
-            unit="s",
-            reference=parts.cpu,
-            beside="receive + hash + write",
-            goal=None if case.is_converted else Goal(of="ratio", bound=1.3),
         ),
         Figure(
             what=f"{case.name}, to READY",
@@ -183,19 +177,39 @@ def _tell(run: Run, case: Case, came: Came, parts: References, hand: Cost) -> No
     ]
 
 
-def _tell_conversion(run: Run, case: Case, seconds: float) -> None:
-    best = byhand.convert(case.image.path, run.folder)
-    run.costs.append(replace(best, what=f"{case.name}, {best.what}"))
+def _tell_cpu(run: Run, case: Case, came: Came, parts: References, best: Cost) -> None:
+    more = " + convert" if case.is_converted else ""
     run.figures.append(
         Figure(
+            what=f"{case.name}, CPU",
+            measured=came.cost.cpu,
+            unit="s",
+            reference=parts.cpu + best.cpu,
+            beside=f"receive + hash + write{more}",
+            goal=Goal(of="ratio", bound=1.3),
+        )
+    )
+
+
+def _tell_conversion(run: Run, case: Case, came: Came, parts: References, best: Cost) -> None:
+    run.costs.append(replace(best, what=f"{case.name}, {best.what}"))
+    run.figures += [
+        Figure(
             what=f"{case.name}, conversion",
-            measured=seconds,
+            measured=came.converting,
             unit="s",
             reference=best.wall,
             beside=best.what,
             goal=Goal(of="ratio", bound=1.1),
-        )
-    )
+        ),
+        Figure(
+            what=f"{case.name}, to READY",
+            measured=came.cost.wall,
+            unit="s",
+            reference=parts.longest.wall + best.wall,
+            beside=f"{parts.longest.what}, then {best.what}",
+        ),
+    ]
 
 
 async def _bring(daemon: Daemon, case: Case, folder: Path) -> Came:

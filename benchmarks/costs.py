@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import orphans
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -74,15 +76,20 @@ def spend(*words: str | Path, what: str = "") -> Cost:
 
 @contextlib.contextmanager
 def watching(pid: int, what: str) -> Iterator[Cost]:
-    """Watch a process, and the children that it waits for, while the context lasts."""
+    """Watch a process, and all that it starts, while the context lasts.
+
+    The context itself must start none.
+    """
     cost = Cost(what=what)
+    ours = orphans.adopt()
     # Linux begins VmHWM anew for this number (proc_pid_clear_refs(5)).
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     cpu, written, begun = cpu_of(pid), _written_by(pid), time.perf_counter()
     yield cost
     cost.wall = time.perf_counter() - begun
-    cost.cpu = cpu_of(pid) - cpu
-    cost.written = _written_by(pid) - written
+    left = orphans.bury(ours)
+    cost.cpu = cpu_of(pid) - cpu + sum(used.ru_utime + used.ru_stime for used in left)
+    cost.written = _written_by(pid) - written + sum(used.ru_oublock * _BLOCK for used in left)
     cost.peak = memory_of(pid, "VmHWM")
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 GOALS = {
     "warm": 4,
-    "cold": 12,
+    "cold": 14,
     "many": 2,
     "growth": 12,
     "memory": 3,
