@@ -44,6 +44,19 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """What a guest has: an overlay with options, over a base."""
+
+    base: Base
+    options: str
+
+    @property
+    def name(self) -> str:
+        """Say so."""
+        return f"{self.options} over {self.base.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """Scattered reads, or writes, of so many bytes each."""
 
@@ -51,6 +64,11 @@ class Access:
     number: int
     step: int
     writes: bool = False
+
+    @property
+    def name(self) -> str:
+        """Say how much is done."""
+        return f"{self.number * self.size // MIB} MiB {'written' if self.writes else 'read'}"
 
 
 def measure(run: Run) -> None:
@@ -67,11 +85,10 @@ def measure(run: Run) -> None:
             disk_format="qcow2",
         ),
     ]
-    reads = _access(image, READ, run.scale(200, 1) * MIB)
-    writes = _access(image, WRITE, run.scale(16, 1) * MIB, writes=True)
-    for access in (reads, writes):
-        _bases(run, bases, access)
-        _options(run, bases[0], access)
+    guests = [Guest(base=base, options=OPTIONS[0]) for base in bases]
+    guests += [Guest(base=bases[0], options=options) for options in OPTIONS[1:]]
+    _measured(run, guests, _access(image, READ, run.scale(200, 1) * MIB))
+    _measured(run, guests, _access(image, WRITE, run.scale(16, 1) * MIB, writes=True))
 
 
 def _access(image: int, size: int, total: int, *, writes: bool = False) -> Access:
@@ -80,55 +97,38 @@ def _access(image: int, size: int, total: int, *, writes: bool = False) -> Acces
     return Access(size=size, number=total // size, step=step, writes=writes)
 
 
-def _bases(run: Run, bases: Sequence[Base], access: Access) -> None:
-    reference = _cost(run, bases[0], OPTIONS[0], access)
-    for base in bases[1:]:
-        cost = _cost(run, base, OPTIONS[0], access)
-        _tell(run, f"over {base.name}", cost, reference, "over raw")
-
-
-def _options(run: Run, base: Base, access: Access) -> None:
-    reference = _cost(run, base, OPTIONS[0], access)
-    for options in OPTIONS[1:]:
-        cost = _cost(run, base, options, access)
-        _tell(run, f"by an overlay with {options}", cost, reference, OPTIONS[0])
-
-
-def _tell(run: Run, what: str, cost: Cost, reference: Cost, beside: str) -> None:
-    done, _, _ = cost.what.partition(",")
-    figures = {"": (cost.wall, reference.wall), ", CPU": (cost.cpu, reference.cpu)}
-    run.figures += [
-        Figure(
-            what=f"{done} {what}{kind}",
-            measured=measured,
-            unit="s",
-            reference=plain,
-            beside=beside,
-        )
-        for kind, (measured, plain) in figures.items()
+def _measured(run: Run, guests: Sequence[Guest], access: Access) -> None:
+    """Set each guest beside the first one; they take turns, so that each has the same weather."""
+    overlay = run.folder / "overlay.qcow2"
+    rounds = [[_cost(guest, access, overlay) for guest in guests] for _ in range(run.scale(5, 1))]
+    costs = [
+        sorted(turns, key=lambda cost: cost.wall)[len(rounds) // 2]
+        for turns in zip(*rounds, strict=True)
     ]
+    run.costs += costs
+    for guest, cost in zip(guests[1:], costs[1:], strict=True):
+        figures = {"": (cost.wall, costs[0].wall), ", CPU": (cost.cpu, costs[0].cpu)}
+        run.figures += [
+            Figure(
+                what=f"{access.name}, {guest.name}{kind}",
+                measured=measured,
+                unit="s",
+                reference=reference,
+                beside=guests[0].name,
+            )
+            for kind, (measured, reference) in figures.items()
+        ]
 
 
-def _cost(run: Run, base: Base, options: str, access: Access) -> Cost:
-    """Give the median of several guests, each with an overlay of its own."""
-    times = run.scale(3, 1)
-    costs = [_guest(run.folder / "overlay.qcow2", base, options, access) for _ in range(times)]
-    found = sorted(costs, key=lambda cost: cost.wall)[times // 2]
-    run.costs.append(found)
-    return found
-
-
-def _guest(overlay: Path, base: Base, options: str, access: Access) -> Cost:
-    words = ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-F", base.disk_format)
-    spend(*words, "-b", base.path, overlay)
+def _cost(guest: Guest, access: Access, overlay: Path) -> Cost:
+    """Let the guest boot, with an overlay that nobody has used."""
+    base = guest.base
+    words = ("qemu-img", "create", "-q", "-f", "qcow2", "-o", guest.options)
+    spend(*words, "-F", base.disk_format, "-b", base.path, overlay)
     forget(base.path)
-    done = "written" if access.writes else "read"
     bench = ["qemu-img", "bench", "-f", "qcow2", "-t", "none", "-d", "4"]
     bench += ["-c", str(access.number), "-s", str(access.size), "-S", str(access.step)]
     bench += ["-w"] if access.writes else []
-    total = access.number * access.size // MIB
-    cost = spend(
-        *bench, overlay, what=f"{total} MiB {done}, {base.name} base, overlay with {options}"
-    )
+    cost = spend(*bench, overlay, what=f"{access.name}, {guest.name}")
     overlay.unlink()
     return cost
