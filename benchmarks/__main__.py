@@ -6,6 +6,7 @@ python -m benchmarks [--quick] [--folder DIR] [--results DIR] [PART ...]
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -41,19 +42,22 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Measure, write down, and print."""
     asked = _arguments()
+    # What was started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = asked.results or (None if asked.quick else HERE)
-    found = {}
-    for name in asked.part or PARTS:
+    found: dict[str, report.Part] = {}
+    text = ""
+    for name in asked.parts or PARTS:
         print(f"== {name}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as folder:
             run = Run(folder=Path(folder), quick=asked.quick, drawings=results or Path(folder))
             PARTS[name](run)
             about = machine.describe(run.folder)
         found[name] = report.as_part(run)
-        text = report.as_text(about, {name: found[name]})
+        text = report.as_text(about, found)
         if results:
             report.save(results, about, found)
-        print(text)
+    print(text)
 
 
 def _arguments() -> argparse.Namespace:
@@ -61,13 +65,16 @@ def _arguments() -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure the agent beside what cannot be avoided.",
     )
-    parser.add_argument("part", nargs="*", choices=[[], *PARTS], help="default: all of them")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it still run?")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument(
         "--results", type=Path, help="where to write (default: here; quick: nowhere)"
     )
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    return asked
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from benchmarks.costs import Cost
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_LARGE = 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
@@ -85,3 +87,12 @@ class Run:
 def middle(values: Iterable[float]) -> float:
     """Give the median."""
     return statistics.median(values)
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Write a figure with three digits, or all that it has before the point; empty for None."""
+    if value is None:
+        return ""
+    if value == int(value) or abs(value) >= _LARGE:
+        return f"{value:.0f}{unit}"
+    return f"{value:.3g}{unit}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.agent import Daemon, daemon_on
 from benchmarks.costs import Meter
 from benchmarks.drawing import Line, Panel, draw
-from benchmarks.figures import Figure, Goal, Run, middle
+from benchmarks.figures import Figure, Goal, Run, middle, number
 from benchmarks.fleet import Fleet, make_fleet, parts_in
 from benchmarks.load import disk_of, request, storm
 from benchmarks.report import DRAWING
@@ -95,7 +95,7 @@ def _tell(run: Run, of: str, by_size: Mapping[int, Mapping[str, float]]) -> None
     bound = steepest({size: size * math.log(size) for size in by_size})
     for name in by_size[min(by_size)]:
         seconds = {size: found[name] for size, found in by_size.items()}
-        each = ", ".join(f"{value * 1e3:.3g}" for _, value in sorted(seconds.items()))
+        each = ", ".join(number(value * 1e3) for _, value in sorted(seconds.items()))
         sizes = ", ".join(map(str, sorted(seconds)))
         may_grow = name != WARM
         run.figures.append(

@@ -7,6 +7,8 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.figures import number
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -21,6 +23,7 @@ _CAPTION = "Seconds by the number of disks, and of bases"
 _FIGURES = ("part", "what", "measured", "reference", "ratio", "goal", "verdict")
 _COSTS = ("part", "what", "s", "CPU s", "processes", "fsyncs", "peak MiB", "written MiB")
 _MIB = 1 << 20
+_DIGITS = 5
 
 Part = dict[str, Any]
 
@@ -28,8 +31,16 @@ Part = dict[str, Any]
 def as_part(run: Run) -> Part:
     """Give what a part found, as JSON has it."""
     return {
-        "figures": [_figure(figure) for figure in run.figures],
-        "costs": [asdict(cost) for cost in run.costs],
+        "figures": [_rounded(_figure(figure)) for figure in run.figures],
+        "costs": [_rounded(asdict(cost)) for cost in run.costs],
+    }
+
+
+def _rounded(row: Mapping[str, object]) -> dict[str, object]:
+    """Leave what can be read of a figure: more digits say nothing."""
+    return {
+        name: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+        for name, value in row.items()
     }
 
 
@@ -47,8 +58,8 @@ def _figure(figure: Figure) -> dict[str, object]:
     }
 
 
-def save(folder: Path, machine: Mapping[str, str], found: Mapping[str, Part]) -> str:
-    """Write what was found into README.md and the JSON in ``folder``, and give the text."""
+def save(folder: Path, machine: Mapping[str, str], found: Mapping[str, Part]) -> None:
+    """Write what was found into README.md and the JSON in ``folder``."""
     results = folder / RESULTS
     known = json.loads(results.read_text())["parts"] if results.exists() else {}
     parts = {**known, **found}
@@ -60,7 +71,6 @@ def save(folder: Path, machine: Mapping[str, str], found: Mapping[str, Part]) ->
         section = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
         new = f"{BEGIN}\n{text}{drawn}{END}"
         readme.write_text(section.sub(lambda _: new, readme.read_text()))
-    return text
 
 
 def as_text(machine: Mapping[str, str], parts: Mapping[str, Part]) -> str:
@@ -73,24 +83,16 @@ def as_text(machine: Mapping[str, str], parts: Mapping[str, Part]) -> str:
 
 def _row(part: str, figure: Mapping[str, Any]) -> Sequence[str]:
     unit = f" {figure['unit']}" if figure["unit"] else ""
-    measured = _number(figure["measured"], unit)
-    reference = ": ".join(filter(None, (figure["beside"], _number(figure["reference"], unit))))
-    ratio = _number(figure["ratio"])
+    measured = number(figure["measured"], unit)
+    reference = ": ".join(filter(None, (figure["beside"], number(figure["reference"], unit))))
+    ratio = number(figure["ratio"])
     return (part, figure["what"], measured, reference, ratio, figure["goal"], figure["verdict"])
 
 
 def _cost(part: str, cost: Mapping[str, Any]) -> Sequence[str]:
     sizes = (_mib(cost["peak"]), _mib(cost["written"]))
     counts = (_count(cost["processes"]), _count(cost["fsyncs"]))
-    return (part, cost["what"], _number(cost["wall"]), _number(cost["cpu"]), *counts, *sizes)
-
-
-def _number(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return ""
-    if value == int(value) or abs(value) >= 100:  # noqa: PLR2004 -- three digits tell enough
-        return f"{value:.0f}{unit}"
-    return f"{value:.3g}{unit}"
+    return (part, cost["what"], number(cost["wall"]), number(cost["cpu"]), *counts, *sizes)
 
 
 def _count(value: int | None) -> str:

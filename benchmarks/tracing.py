@@ -40,7 +40,7 @@ def counting(pid: int, folder: Path, cost: Cost) -> Iterator[None]:
         finally:
             tracer.send_signal(signal.SIGINT)
     if attached:
-        calls = _calls(log.read_text(errors="replace"))
+        calls = calls_in(log.read_text(errors="replace"))
         cost.processes = sum(calls.get(name, 0) for name in _STARTS)
         cost.fsyncs = sum(calls.get(name, 0) for name in _SYNCS)
 
@@ -56,7 +56,7 @@ def _is_attached(pid: int, tracer: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _calls(text: str) -> dict[str, int]:
+def calls_in(text: str) -> dict[str, int]:
     """Count the calls by name; a new thread is no call."""
     calls: dict[str, int] = {}
     for line in text.splitlines():

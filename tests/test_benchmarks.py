@@ -16,6 +16,7 @@ from benchmarks.costs import Cost
 from benchmarks.figures import Figure, Goal, Run
 from benchmarks.growth import steepest
 from benchmarks.report import BEGIN, END, README, RESULTS, as_part, save
+from benchmarks.tracing import calls_in
 from tests.needs import require_programs
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +104,23 @@ def test_growth_is_told_by_its_exponent() -> None:
     assert steepest({10: 100.0, 100: 10_000.0, 1000: 1_000_000.0}) == pytest.approx(2)
     assert steepest({10: 1.0, 100: 1.0, 1000: 10.0}) == pytest.approx(1)
     assert math.isclose(steepest({10: 3.0, 100: 3.0}), 0, abs_tol=1e-9)
+
+
+def test_a_trace_is_counted() -> None:
+    """A call that was interrupted counts once, and a new thread is no process."""
+    trace = """\
+7 clone3({flags=CLONE_VM|CLONE_THREAD|CLONE_SETTLS} => {parent_tid=[8]}, 88) = 8
+7 vfork( <unfinished ...>
+8 fsync(5 <unfinished ...>
+7 <... vfork resumed>)               = 9
+8 <... fsync resumed>)               = 0
+10 fdatasync(6)                      = 0
+"""
+    assert calls_in(trace) == {"vfork": 1, "fsync": 1, "fdatasync": 1}
+
+
+def test_an_unknown_part_is_refused() -> None:
+    """Whoever mistypes a part is told so at once."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "wram"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "no such part: wram" in ended.stderr) == (2, True)
