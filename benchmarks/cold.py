@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from benchmarks import byhand
@@ -84,23 +84,18 @@ def _case(run: Run, case: Case, url: str, meter: Meter) -> None:
     }
     data = f"{url}/v2/images/{case.image.image_id}/file"
     times = run.scale(3, 1)
+    counted = Cost(what=f"{case.name}, under strace")
+    found = Found()
     with daemon_on(folder, settings) as daemon:
-        parts = [References.of(data, case.image, run.folder, meter) for _ in range(times)]
-        came = [asyncio.run(_bring(daemon, case, folder)) for _ in range(times)]
-        counted = Cost(what=f"{case.name}, under strace")
+        # Each round has it all: what else the machine does meets all alike.
+        for _ in range(times):
+            found.parts.append(References.of(data, case.image, run.folder, meter))
+            found.came.append(asyncio.run(_bring(daemon, case, folder)))
+            found.by_hand.append(_by_hand(case, data, run.folder))
         with counting(daemon.pid, run.folder, counted):
             asyncio.run(_bring(daemon, case, folder))
-    by_hand = [
-        byhand.cold(
-            data, case.image.sha512, case.disk_format, run.folder, raw=case.base_format == "raw"
-        )
-        for _ in range(times)
-    ]
-    middle_one = sorted(came, key=lambda one: one.cost.wall)[times // 2]
+    reference, middle_one, hand = found.middle()
     middle_one.cost.processes, middle_one.cost.fsyncs = counted.processes, counted.fsyncs
-    hand = sorted(by_hand, key=lambda cost: cost.wall)[times // 2]
-    hand.what = f"{case.name}, by hand"
-    reference = sorted(parts, key=lambda one: one.longest.wall)[times // 2]
     run.costs += [middle_one.cost, hand]
     run.costs += [replace(cost, what=f"{case.name}, {cost.what}") for cost in reference.all]
     best = byhand.convert(case.image.path, run.folder) if case.is_converted else Cost(what="")
@@ -108,6 +103,13 @@ def _case(run: Run, case: Case, url: str, meter: Meter) -> None:
     _tell_cpu(run, case, middle_one, reference, best)
     if case.is_converted:
         _tell_conversion(run, case, middle_one, reference, best)
+
+
+def _by_hand(case: Case, data: str, folder: Path) -> Cost:
+    is_raw = case.base_format == "raw"
+    cost = byhand.cold(data, case.image.sha512, case.disk_format, folder, raw=is_raw)
+    cost.what = f"{case.name}, by hand"
+    return cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,24 @@ class References:
     def cpu(self) -> float:
         """Seconds of CPU of all three."""
         return sum(cost.cpu for cost in self.parts)
+
+
+@dataclass(slots=True)
+class Found:
+    """What the rounds of one case found."""
+
+    parts: list[References] = field(default_factory=list)
+    came: list[Came] = field(default_factory=list)
+    by_hand: list[Cost] = field(default_factory=list)
+
+    def middle(self) -> tuple[References, Came, Cost]:
+        """Give the median of each, by the time that it took."""
+        half = len(self.came) // 2
+        return (
+            sorted(self.parts, key=lambda one: one.longest.wall)[half],
+            sorted(self.came, key=lambda one: one.cost.wall)[half],
+            sorted(self.by_hand, key=lambda one: one.wall)[half],
+        )
 
 
 def _tell(run: Run, case: Case, came: Came, parts: References, hand: Cost) -> None:

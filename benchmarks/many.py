@@ -101,6 +101,7 @@ async def _warm_while(daemon: Daemon, image: Image, other: asyncio.Task[None]) -
             await connection.ask(asked)
             each.append(time.perf_counter() - sent)
             await asyncio.sleep(_PAUSE)
+    await other
     return Times(each, time.perf_counter() - begun)
 
 
