@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 import uuid
 from collections.abc import Sequence
@@ -112,9 +113,14 @@ def _length(head: bytes) -> int:
 
 
 @contextlib.asynccontextmanager
-async def connected(socket: str) -> AsyncIterator[Connection]:
+async def connected(path: str) -> AsyncIterator[Connection]:
     """Give a connection to the daemon."""
-    _, connection = await asyncio.get_running_loop().create_unix_connection(Connection, socket)
+    plain = socket.socket(socket.AF_UNIX)
+    # Where many come at once, one that does not block fails (connect(2), EAGAIN); asyncio would
+    # wait for ever.
+    plain.connect(path)
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_unix_connection(Connection, sock=plain)
     try:
         yield connection
     finally:
@@ -139,11 +145,11 @@ def image_of(image_id: str) -> bytes:
     return request("PUT", f"/v1/images/{image_id}", {"wait": True})
 
 
-async def storm(socket: str, requests: Sequence[bytes], clients: int) -> Times:
+async def storm(path: str, requests: Sequence[bytes], clients: int) -> Times:
     """Send all requests by so many clients, each on a connection that it keeps."""
     left, each = iter(requests), list[float]()
     async with contextlib.AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(connected(socket)) for _ in range(clients)]
+        connections = [await stack.enter_async_context(connected(path)) for _ in range(clients)]
         begun = time.perf_counter()
         await asyncio.gather(*(_work(connection, left, each) for connection in connections))
         return Times(each, time.perf_counter() - begun)
@@ -156,7 +162,7 @@ async def _work(connection: Connection, left: Iterator[bytes], each: list[float]
         each.append(time.perf_counter() - begun)
 
 
-async def ask(socket: str, asked: bytes) -> bytes:
+async def ask(path: str, asked: bytes) -> bytes:
     """Send one request on a connection of its own."""
-    async with connected(socket) as connection:
+    async with connected(path) as connection:
         return await connection.ask(asked)

@@ -27,6 +27,7 @@ _PAUSE = 0.005
 """Seconds between two warm requests: a scheduler asks now and then, and keeps no core busy."""
 
 _POLL = 0.02
+_PATIENCE = 50.0
 
 
 def measure(run: Run) -> None:
@@ -177,13 +178,14 @@ async def _gather(daemon: Daemon, image: Image, number: int) -> tuple[int, int]:
 
 
 async def _reach(daemon: Daemon, name: str, value: int) -> None:
-    """Wait until a metric is as large as that."""
+    """Wait until a metric is as large as that; it should be soon."""
     line = re.compile(rf"^cacheagent_{name} (\S+)$".encode(), re.MULTILINE)
-    while True:
-        found = line.search(await ask(daemon.socket, request("GET", "/metrics")))
-        if found is not None and float(found[1]) >= value:
-            return
-        await asyncio.sleep(_POLL)
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            found = line.search(await ask(daemon.socket, request("GET", "/metrics")))
+            if found is not None and float(found[1]) >= value:
+                return
+            await asyncio.sleep(_POLL)
 
 
 @contextlib.contextmanager
