@@ -35,6 +35,9 @@ pyinotify.log.setLevel(logging.CRITICAL)
 _MOST_WAITING = 16384
 """Events that wait to be taken; with more, all become one ``OVERFLOW``."""
 
+_GATHER = 0.05
+"""Seconds in which further events are let come: to read them one by one costs more than they do."""
+
 
 class FileEventKind(enum.Enum):
     """What happened.
@@ -196,6 +199,11 @@ class Watcher:
 
     def _readable(self) -> None:
         self._loop.remove_reader(self._fd)
+        self._loop.call_later(_GATHER, self._begin_reading)
+
+    def _begin_reading(self) -> None:
+        if self._closed:
+            return
         reading = self._loop.run_in_executor(self._thread, self._read)
         reading.add_done_callback(self._deliver)
 

@@ -10,10 +10,10 @@ import structlog
 
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
-from cacheagent.model import CacheResult, Disk, DiskState
+from cacheagent.model import CacheResult, Disk, DiskState, Standing
 from cacheagent.policy.boot import admit_boot_image, boot_disks
 from cacheagent.policy.sizing import whole_sectors
-from cacheagent.service.bases import PERSONAL, PersonalError
+from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
 from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.instances import Instances
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from cacheagent.model import Base, Caller, DiskKey, DiskSpec, GlanceImage
-    from cacheagent.service.bases import Bases, Ensured
+    from cacheagent.backends.store import Template
+    from cacheagent.model import Base, CachedImage, Caller, DiskKey, DiskSpec, GlanceImage
+    from cacheagent.service.bases import Bases
     from cacheagent.service.making import Making
     from cacheagent.service.parts import Parts
+
+    Claimed = tuple[Ensured | None, Disk]
+    """What a disk is made of, and its intent, which is written down."""
 
 DELETED_OUTSIDE = "deleted outside"
 """Why a disk went that nobody asked the agent to remove."""
@@ -186,11 +190,11 @@ class Creation:
         """Run once for all who ask for this disk; its row tells how that ends."""
         async with self._locks.hold(key):
             try:
-                disk = await self._existing(key, spec)
+                claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
                     await self._bring_boot(key, await self._image(spec), caller, again=True)
                     return disk, False
-                return await self._create(key, spec, caller), True
+                return await self._create(key, spec, caller, claimed), True
             except BaseException as error:
                 await uninterrupted(self._give_up(key, spec, error))
                 if isinstance(error, PERSONAL):
@@ -211,6 +215,28 @@ class Creation:
         if isinstance(error, Exception):
             self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
+    async def _claim(self, key: DiskKey, spec: DiskSpec) -> tuple[Claimed | None, Disk | None]:
+        """Write the intent at once where the name is free and the base is here; else what is.
+
+        Raises:
+            DiskConflictError: as ``_existing``.
+            DiskTooSmallError: the size asked for breaks the size rules.
+
+        """
+        wanted = pending(key, spec, self._now())
+
+        def fit(cached: CachedImage, base: Base) -> Disk | None:
+            ready = cached.standing is Standing.ACTIVE
+            if not ready or self._bases.trust.lacks(base, cached.image):
+                return None
+            return intended(wanted, spec, Ensured(base, cached.image, CacheResult.HIT))
+
+        claim = await self._room.retrying(partial(self._catalog.claim_disk, wanted, fit))
+        if claim.intent is None or claim.found is None:
+            return None, await self._judge(claim.there, spec)
+        cached, base = claim.found
+        return (Ensured(base, cached.image, CacheResult.HIT), claim.intent), None
+
     async def _existing(self, key: DiskKey, spec: DiskSpec) -> Disk | None:
         """Give what has the name, if that is what ``spec`` asks for; the lock of the key is held.
 
@@ -220,7 +246,9 @@ class Creation:
             DiskConflictError: it is something else, or nobody can tell whether it is lost.
 
         """
-        disk = await self._catalog.disk(key)
+        return await self._judge(await self._catalog.disk(key), spec)
+
+    async def _judge(self, disk: Disk | None, spec: DiskSpec) -> Disk | None:
         if disk is None:
             return None
         if disk.state is DiskState.READY and not await self._is_there(disk):
@@ -280,9 +308,11 @@ class Creation:
         found = (disk.format, disk.mode, disk.base_id, None)
         return found == (spec.format, spec.mode, base_id, spec.size)
 
-    async def _create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Disk:
+    async def _create(
+        self, key: DiskKey, spec: DiskSpec, caller: Caller, claimed: Claimed | None = None
+    ) -> Disk:
         """Take the base, write the intent, make the file, write the result."""
-        ensured, disk = await self._intend(key, spec, caller)
+        ensured, disk = claimed or await self._intend(key, spec, caller)
         await self._bring_boot(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
         try:
@@ -326,11 +356,9 @@ class Creation:
     async def _make(self, disk: Disk, spec: DiskSpec, base: Base | None) -> Disk:
         template = await self._making.prepare(disk.key, spec, disk.virtual_size, base)
         # From here on it takes milliseconds: who goes away now finds the disk made.
-        return await uninterrupted(self._complete(disk, template))
+        return await uninterrupted(self._complete(disk, template, base))
 
-    async def _intend(
-        self, key: DiskKey, spec: DiskSpec, caller: Caller
-    ) -> tuple[Ensured | None, Disk]:
+    async def _intend(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Claimed:
         """Take the base and write the intent, which then holds it in place of the lease."""
         while True:
             ensured = await self._ensure(spec, caller)
@@ -348,11 +376,11 @@ class Creation:
                 return ensured, disk
             # Somebody found it damaged meanwhile: leases keep from eviction, not from that.
 
-    async def _complete(self, disk: Disk, template: Path | None) -> Disk:
+    async def _complete(self, disk: Disk, template: Template | None, base: Base | None) -> Disk:
         """Give a disk whose intent stands its file, and write down that it is there."""
         key = disk.key
         try:
-            await self._making.finish(key, disk.format, template)
+            await self._making.finish(disk, template, base)
         except FileExistsError as error:
             path = str(self._path(disk))
             raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error

@@ -13,7 +13,8 @@ from cacheagent.sync.singleflight import SingleFlight
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cacheagent.model import Base, DiskKey, DiskSpec, FileSystem
+    from cacheagent.backends.store import Template
+    from cacheagent.model import Base, Disk, DiskKey, DiskSpec, FileSystem
     from cacheagent.service.parts import Parts
     from cacheagent.service.room import Reservation
 
@@ -36,7 +37,7 @@ class Making:
 
     async def prepare(
         self, key: DiskKey, spec: DiskSpec, size: int, base: Base | None
-    ) -> Path | None:
+    ) -> Template | None:
         """Do what takes long for a disk of ``size`` bytes, and may be given up at any time.
 
         Gives the template that the disk is cloned from, None where it lies there already under
@@ -56,7 +57,7 @@ class Making:
             await self._store.abandon_disk(key)
             raise
 
-    async def _blank(self, key: DiskKey, spec: DiskSpec, size: int) -> Path | None:
+    async def _blank(self, key: DiskKey, spec: DiskSpec, size: int) -> Template | None:
         if spec.filesystem is not None:
             await self._formatted(key, spec.format, size, spec.filesystem, spec.label)
         elif spec.format is DiskFormat.QCOW2:
@@ -65,7 +66,7 @@ class Making:
             await self._store.make_hole(await self._store.begin_disk(key, spec.format), size)
         return None
 
-    async def _from(self, base: Base, key: DiskKey, spec: DiskSpec, size: int) -> Path | None:
+    async def _from(self, base: Base, key: DiskKey, spec: DiskSpec, size: int) -> Template | None:
         try:
             if spec.mode is DiskMode.OVERLAY:
                 return await self._template(base, size)
@@ -86,31 +87,35 @@ class Making:
             return False
         return await self._store.base_length(base.base_id, base.format) is not None
 
-    async def finish(self, key: DiskKey, disk_format: DiskFormat, template: Path | None) -> None:
+    async def finish(self, disk: Disk, template: Template | None, base: Base | None) -> None:
         """Let what ``prepare`` has given become the disk, durably: a matter of milliseconds.
 
         Raises:
+            BaseGoneError: the base of an overlay is not as it was; nothing is left behind.
             InsufficientSpaceError: there is no room; nothing is left behind.
             FileExistsError: somebody else's file has the name of the disk.
 
         """
+        made = True
         try:
             if template is None:
-                await self._store.finish_disk(key, disk_format)
+                await self._store.finish_disk(disk.key, disk.format)
             else:
-                await self._store.clone_disk(template, key, disk_format)
+                made = await self._store.clone_disk(template, disk.key, disk.format, base)
         except BaseException:
-            await self._store.abandon_disk(key)
+            await self._store.abandon_disk(disk.key)
             raise
+        if not made:
+            # The base is looked at before anything is made.
+            raise BaseGoneError
 
-    async def _template(self, base: Base | None, size: int) -> Path:
+    async def _template(self, base: Base | None, size: int) -> Template:
         """Give the empty qcow2 file that every such disk begins as; qemu-img makes it once."""
-        template = self._store.layout.template(base, DiskFormat.QCOW2, size, self._options)
-        if not await self._store.exists(template):
+        path = self._store.layout.template(base, DiskFormat.QCOW2, size, self._options)
+        while (template := await self._store.template(path)) is None:
             # It lies with the bases, which may not be where the disks are.
             await self._templates.run(
-                template,
-                lambda: self._room.retrying(lambda: self._make_template(template, base, size)),
+                path, lambda: self._room.retrying(lambda: self._make_template(path, base, size))
             )
         return template
 

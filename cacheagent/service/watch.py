@@ -116,24 +116,31 @@ class Watch:
 
     async def _folder_came(self, watcher: Watcher, path: Path) -> None:
         """Watch a new folder; what came into it before the watch stood is taken like events."""
-        for file in await self._watched.cover(watcher, path):
-            await self._file(FileEventKind.WRITTEN, file)
-        await self._look_at_instance(path, seen=False)
+        files = await self._watched.cover(watcher, path)
+        lying = {key: file for file in files if (key := self._disk_key(file)) is not None}
+        known = {disk.key: disk for disk in await self._disks_in(path)}
+        for key, file in lying.items():
+            await self._found(known.get(key), file)
+        for disk in known.values():
+            # One that lay there is watched by now.
+            if disk.state is not DiskState.READY or disk.key not in lying:
+                await self._disk_went(disk, seen=False)
 
     async def _folder_went(self, watcher: Watcher, kind: FileEventKind, path: Path) -> None:
         moved = kind is FileEventKind.MOVED_OUT
         await self._watched.uncover(watcher, path, below=moved)
-        await self._look_at_instance(path, seen=True)
+        for disk in await self._disks_in(path):
+            await self._disk_went(disk, seen=True)
         if moved:
             # Nobody tells what went with it; a folder that is deleted was emptied before.
             self._hooks.prune(DELETION)
 
-    async def _look_at_instance(self, path: Path, *, seen: bool) -> None:
+    async def _disks_in(self, path: Path) -> list[Disk]:
+        """Give the disks that the catalog knows in a folder; none where it is no instance's."""
         instance_id = parse_instance_name(path.name)
         if instance_id is None or path.parent != self._layout.instances_dir:
-            return
-        for disk in await self._catalog.disks_of_instance(instance_id):
-            await self._disk_went(disk, seen=seen)
+            return []
+        return await self._catalog.disks_of_instance(instance_id)
 
     async def _file(self, kind: FileEventKind, path: Path) -> None:
         key = self._disk_key(path)
@@ -143,9 +150,12 @@ class Watch:
             elif not self._is_unfinished(path):
                 self._hooks.prune(DELETION)
         elif key is not None and kind is not FileEventKind.CREATED:
-            unknown = await self._catalog.disk(key) is None
-            if unknown and await self._store.exists(path):
-                self._hooks.reconcile()
+            await self._found(await self._catalog.disk(key), path)
+
+    async def _found(self, disk: Disk | None, path: Path) -> None:
+        """Have a disk compared that nobody knows."""
+        if disk is None and await self._store.exists(path):
+            self._hooks.reconcile()
 
     async def _disk_went(self, disk: Disk | None, *, seen: bool) -> None:
         """Drop a disk that has really gone."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from cacheagent.model import GlanceImage
+    from cacheagent.model import DiskKey, GlanceImage
 
 
 def make_store(folder: Path) -> Store:
@@ -144,6 +144,14 @@ async def test_trash_holds_back_what_is_not_ours(store: Store) -> None:
     }
 
 
+async def cloned(store: Store, source: Path, key: DiskKey) -> Path:
+    """Make a disk of a template, and give its path."""
+    template = await store.template(source)
+    assert template is not None
+    assert await store.clone_disk(template, key, DiskFormat.QCOW2, None)
+    return store.layout.disk(key, DiskFormat.QCOW2)
+
+
 async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Path) -> None:
     """A clone is byte for byte the same, takes no more room, and the hypervisor may write it."""
     source = tmp_path / "template"
@@ -153,8 +161,7 @@ async def test_cloned_disk_has_bytes_holes_and_rights(store: Store, tmp_path: Pa
         file.write(b"tail")
         file.truncate(4 << 20)
     key = values.disk_key(1)
-    path = await store.clone_disk(source, key, DiskFormat.QCOW2)
-    assert path == store.layout.disk(key, DiskFormat.QCOW2)
+    path = await cloned(store, source, key)
     assert path.read_bytes() == source.read_bytes()
     assert path.stat().st_blocks <= source.stat().st_blocks
     assert path.stat().st_mode & 0o777 == 0o660
@@ -206,9 +213,48 @@ async def test_clone_goes_to_a_file_system_of_another_kind(
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    path = await store.clone_disk(source, values.disk_key(1), DiskFormat.QCOW2)
+    path = await cloned(store, source, values.disk_key(1))
     assert path.read_bytes() == source.read_bytes()
     assert path.stat().st_blocks <= source.stat().st_blocks
+
+
+@pytest.mark.parametrize("data", [64 << 10, 1 << 20])
+async def test_template_is_read_once(store: Store, tmp_path: Path, data: int) -> None:
+    """A small template serves from memory, even after it has gone; a large one is copied anew."""
+    source = tmp_path / "template"
+    content = (os.urandom(data) + bytes(64 << 10)) * 2
+    source.write_bytes(content)
+    template = await store.template(source)
+    assert template is not None
+    assert (template.blocks is None) == (data > 64 << 10)
+    if template.blocks is not None:
+        source.unlink()
+    assert (await cloned(store, source, values.disk_key(1))).read_bytes() == content
+
+
+async def test_no_template_is_none(store: Store, tmp_path: Path) -> None:
+    """A template that is not there, or that is no file, is to be made."""
+    assert await store.template(tmp_path / "nothing") is None
+    assert await store.template(tmp_path) is None
+
+
+async def test_no_disk_is_made_of_a_base_that_is_not_as_it_was(
+    store: Store, tmp_path: Path
+) -> None:
+    """An overlay on a base that is missing, or was cut, would be of no use to any guest."""
+    source = tmp_path / "template"
+    source.write_bytes(b"template")
+    template = await store.template(source)
+    assert template is not None
+    base = values.base(1)
+    path = store.layout.base(base.base_id, base.format)
+    for length in (None, base.virtual_size - 512, base.virtual_size):
+        if length is not None:
+            path.touch()
+            os.truncate(path, length)
+        made = await store.clone_disk(template, values.disk_key(1), DiskFormat.QCOW2, base)
+        assert made == (length == base.virtual_size)
+        assert store.layout.disk(values.disk_key(1), DiskFormat.QCOW2).exists() == made
 
 
 async def test_disk_never_replaces_a_file_that_is_there(store: Store, tmp_path: Path) -> None:
@@ -220,7 +266,7 @@ async def test_disk_never_replaces_a_file_that_is_there(store: Store, tmp_path: 
     source = tmp_path / "template"
     source.write_bytes(b"template")
     with pytest.raises(FileExistsError):
-        await store.clone_disk(source, key, DiskFormat.QCOW2)
+        await cloned(store, source, key)
     await store.abandon_disk(key)
     assert path.read_bytes() == b"somebody's"
     assert [entry.name for entry in path.parent.iterdir()] == ["root.qcow2"]
@@ -231,7 +277,7 @@ async def test_removed_disk_takes_its_empty_folder_along(store: Store, tmp_path:
     source = tmp_path / "template"
     source.write_bytes(b"template")
     for number in (1, 2):
-        await store.clone_disk(source, values.disk_key(number), DiskFormat.QCOW2)
+        await cloned(store, source, values.disk_key(number))
     foreign = store.layout.instance(values.instance_id(2)) / "console.log"
     foreign.write_text("boot")
     for number in (1, 2):

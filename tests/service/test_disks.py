@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,12 +31,10 @@ from tests.fakes.values import disk_key
 from tests.service.rig import assert_no_trace, state_of, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aiohttp import web
 
     from cacheagent.backends.catalog import DiskIntent
-    from cacheagent.model import Disk, DiskKey, DiskView
+    from cacheagent.model import Disk, DiskView
     from cacheagent.service.bases import Ensured
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
@@ -239,9 +237,9 @@ async def test_one_who_goes_away_late_finds_the_disk(
     """A caller that goes away while the file gets its name finds the disk when it comes back."""
     clone_disk = rig.parts.store.clone_disk
 
-    async def leave_and_clone(source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
+    async def leave_and_clone(*what: Any) -> bool:  # noqa: ANN401 -- it is passed on
         creation.cancel()
-        return await clone_disk(source, key, disk_format)
+        return await clone_disk(*what)
 
     monkeypatch.setattr(rig.parts.store, "clone_disk", leave_and_clone)
     creation = asyncio.create_task(rig.disks.create(KEY, of(image_id), NOBODY))

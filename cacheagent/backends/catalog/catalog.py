@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.catalog import counts, holds, mending, queries
+from cacheagent.backends.catalog import claims, counts, holds, mending, queries
 from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from cacheagent.backends.catalog.claims import Claim, Fit
     from cacheagent.backends.catalog.queries import DiskIntent
     from cacheagent.model import (
         Base,
@@ -165,6 +166,15 @@ class Catalog:
         where the base is not READY any more (``BASE_GONE``).
         """
         return await self._db.write(queries.begin_disk, disk, lease_id)
+
+    async def claim_disk(self, wanted: Disk, fit: Fit) -> Claim:
+        """Look a request for a disk up, and record the intent where its base is here.
+
+        ``fit`` gives the disk as it will be, None where the base will not do. It runs in the
+        catalog's thread. What it raises leaves nothing written. From the intent on the row holds
+        the base.
+        """
+        return await self._db.write(claims.claim_disk, wanted, fit)
 
     async def finish_disk(self, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
         """Set the disk to READY, and its base's last use to ``now``; give the disk.

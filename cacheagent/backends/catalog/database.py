@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cacheagent.errors import CatalogError, DiskFullError
 from cacheagent.policy.layout import broken
-from cacheagent.sync.uninterrupted import uninterrupted
+from cacheagent.sync.lane import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,9 +45,9 @@ class Database:
     so that nothing is done behind its back later.
     """
 
-    def __init__(self, path: Path, executor: ThreadPoolExecutor, opened: _Opened) -> None:
+    def __init__(self, path: Path, lane: Lane, opened: _Opened) -> None:
         self._path = path
-        self._executor = executor
+        self._lane = lane
         self._connection = opened.connection
         self.begun_anew = opened.begun_anew
         self.set_aside = opened.set_aside
@@ -61,13 +59,13 @@ class Database:
         Raises: ``CatalogError`` where that cannot be done, or a newer version has written it;
         ``DiskFullError``.
         """
-        executor = ThreadPoolExecutor(1, "catalog")
+        lane = Lane(1, "catalog")
         try:
-            opened = await _finish(executor, partial(_open, path, migrations))
+            opened = await lane.run(partial(_open, path, migrations))
         except BaseException:
-            executor.shutdown(wait=False)
+            await lane.close()
             raise
-        return cls(path, executor, opened)
+        return cls(path, lane, opened)
 
     async def read(
         self,
@@ -81,7 +79,7 @@ class Database:
             with translated(self._path):
                 return work(self._connection, *args, **kwargs)
 
-        return await _finish(self._executor, run)
+        return await self._lane.run(run)
 
     async def write(
         self,
@@ -95,12 +93,12 @@ class Database:
             with translated(self._path), _transaction(self._connection):
                 return work(self._connection, *args, **kwargs)
 
-        return await _finish(self._executor, run)
+        return await self._lane.run(run)
 
     async def close(self) -> None:
         """Close the file; what is under way ends first."""
-        await _finish(self._executor, self._connection.close)
-        self._executor.shutdown(wait=False)
+        await self._lane.run(self._connection.close)
+        await self._lane.close()
 
 
 @contextmanager
@@ -115,10 +113,6 @@ def translated(path: Path) -> Iterator[None]:
             if _code(error) == sqlite3.SQLITE_FULL or free < _PAGE:
                 raise DiskFullError(required_bytes=_PAGE, available_bytes=free) from error
         raise CatalogError(f"{path}: {error}") from error
-
-
-async def _finish(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await uninterrupted(asyncio.get_running_loop().run_in_executor(executor, work))
 
 
 @contextmanager

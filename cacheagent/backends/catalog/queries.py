@@ -210,11 +210,16 @@ def begin_disk(db: sqlite3.Connection, disk: Disk, lease_id: str | None) -> Disk
     """Record a disk that is about to be made, in place of one that was not, and of the lease."""
     if disk.base_id is not None and not is_ready(db, disk.base_id):
         return DiskIntent.BASE_GONE
-    intent = {**rows.disk_row(disk), "state": DiskState.PENDING, "error": None}
-    written = db.execute(_INTEND_DISK, intent).rowcount
+    written = insert_intent(db, disk)
     if lease_id is not None:
         db.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
     return DiskIntent.RECORDED if written else DiskIntent.EXISTS
+
+
+def insert_intent(db: sqlite3.Connection, disk: Disk) -> bool:
+    """Record the disk as PENDING; False where one that is READY has its name."""
+    intent = {**rows.disk_row(disk), "state": DiskState.PENDING, "error": None}
+    return db.execute(_INTEND_DISK, intent).rowcount > 0
 
 
 def finish_disk(db: sqlite3.Connection, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:

@@ -3,5 +3,6 @@
 from cacheagent.backends.store.manifest import Manifest
 from cacheagent.backends.store.part import BLOCK_SIZE, Block, Part
 from cacheagent.backends.store.store import Store
+from cacheagent.backends.store.templates import Template
 
-__all__ = ["BLOCK_SIZE", "Block", "Manifest", "Part", "Store"]
+__all__ = ["BLOCK_SIZE", "Block", "Manifest", "Part", "Store", "Template"]

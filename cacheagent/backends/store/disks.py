@@ -14,11 +14,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.store import files
+from cacheagent.policy.layout import unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from cacheagent.backends.store.templates import Template
     from cacheagent.model import DiskFormat, DiskKey
     from cacheagent.policy.layout import Layout
 
@@ -39,41 +41,59 @@ class DiskFiles:
 
     def begin(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Make the empty file that becomes the disk, and give its unfinished name."""
-        folder = self._layout.instance(key.instance_id)
-        making = self._layout.unfinished_disk(key, disk_format)
-        with self._folders, files.foreign_errors():
-            new = files.make_folder(folder, self._group)
-            with files.open_folder(folder) as fd:
-                _unlink(making.name, fd)
-                with files.open_fd(making.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder=fd):
-                    pass
+        path = self._layout.disk(key, disk_format)
+        making = unfinished(path)
+        with self._begun(path, making) as (_folder, file, new):
+            os.close(file)
         if new:
-            files.sync_folder(folder.parent)
+            files.sync_folder(path.parent.parent)
         return making
 
-    def clone(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
-        """Make the disk a copy of ``source``; see ``Store.clone_disk``."""
-        with files.space_errors(self._layout.instances_dir, source.lstat().st_size):
-            making = self.begin(key, disk_format)
-            with files.foreign_errors():
-                files.clone(source, making)
-            return self.finish(key, disk_format)
+    def clone(self, template: Template, key: DiskKey, disk_format: DiskFormat) -> Path:
+        """Make the disk a copy of the template; see ``Store.clone_disk``."""
+        path = self._layout.disk(key, disk_format)
+        making = unfinished(path)
+        with (
+            files.space_errors(self._layout.instances_dir, template.size),
+            files.foreign_errors(),
+            self._begun(path, making) as (folder, file, new),
+        ):
+            try:
+                _fill(file, template)
+                self._finish(file)
+            finally:
+                os.close(file)
+            _rename(folder, making, path)
+            if new:
+                files.sync_folder(path.parent.parent)
+        return path
 
     def finish(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Give the unfinished file its rights and the name of the disk; see ``finish_disk``."""
-        making = self._layout.unfinished_disk(key, disk_format)
         path = self._layout.disk(key, disk_format)
+        making = unfinished(path)
         with files.foreign_errors(), files.open_folder(path.parent) as folder:
             with files.open_fd(making.name, os.O_RDONLY, folder=folder) as fd:
-                os.fchown(fd, -1, self._group)
-                os.fchmod(fd, self._mode)
-                os.fsync(fd)
-            # Nobody but the holder of the disk's lock makes this name: looking first is enough.
-            if os.path.lexists(path):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            os.rename(making.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+                self._finish(fd)
+            _rename(folder, making, path)
         return path
+
+    @contextlib.contextmanager
+    def _begun(self, path: Path, making: Path) -> Iterator[tuple[int, int, bool]]:
+        """Make the unfinished file; give its folder, open, itself, and whether that is new."""
+        with contextlib.ExitStack() as stack:
+            with self._folders, files.foreign_errors():
+                new = files.make_folder(path.parent, self._group)
+                folder = stack.enter_context(files.open_folder(path.parent))
+                _unlink(making.name, folder)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                file = files.open_regular(making.name, flags, folder=folder)
+            yield folder, file, new
+
+    def _finish(self, fd: int) -> None:
+        os.fchown(fd, -1, self._group)
+        os.fchmod(fd, self._mode)
+        os.fsync(fd)
 
     def remove(self, key: DiskKey, names: Iterable[str]) -> None:
         """Remove files of the instance, and its folder where they were all that was in it."""
@@ -95,6 +115,27 @@ class DiskFiles:
                 os.fsync(fd)
                 return
         files.sync_folder(folder.parent)
+
+
+def _fill(file: int, template: Template) -> None:
+    """Write the content of a template to an empty file."""
+    if template.blocks is None:
+        with files.open_fd(template.path, os.O_RDONLY) as source:
+            files.share(source, file)
+        return
+    for offset, block in template.blocks:
+        os.lseek(file, offset, os.SEEK_SET)
+        files.write_all(file, block)
+    os.ftruncate(file, template.size)
+
+
+def _rename(folder: int, making: Path, path: Path) -> None:
+    """Give the unfinished file the name of the disk, durably."""
+    # Nobody but the holder of the disk's lock makes this name: looking first is enough.
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    os.rename(making.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
 
 
 def _unlink(name: str, folder: int) -> None:

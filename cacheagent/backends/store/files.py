@@ -227,13 +227,23 @@ def clone(source: Path, target: Path, is_stopped: Callable[[], bool] = _never) -
 
     """
     with open_fd(source, os.O_RDONLY) as reader, open_fd(target, os.O_WRONLY) as writer:
-        try:
-            fcntl.ioctl(writer, FICLONE, reader)
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
-                raise
-            _copy_data(reader, writer, is_stopped)
+        share(reader, writer, is_stopped)
         os.fsync(writer)
+
+
+def share(reader: int, writer: int, is_stopped: Callable[[], bool] = _never) -> None:
+    """Give an empty file the content of another one: shared extents or equal bytes.
+
+    Raises:
+        StoppedError: as ``clone``.
+
+    """
+    try:
+        fcntl.ioctl(writer, FICLONE, reader)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}:
+            raise
+        _copy_data(reader, writer, is_stopped)
 
 
 def _copy_data(reader: int, writer: int, is_stopped: Callable[[], bool]) -> None:

@@ -6,12 +6,10 @@ complete, or has a name that ``policy.layout`` knows as unfinished.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files, spare
@@ -20,9 +18,12 @@ from cacheagent.backends.store.disks import DiskFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.backends.store.reread import Rereading
+from cacheagent.backends.store.templates import Templates, read_template
 from cacheagent.errors import ConfigError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import unfinished
+from cacheagent.policy.verification import has_right_length
+from cacheagent.sync.lane import Lane
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.backends.store.manifest import Manifest
+    from cacheagent.backends.store.templates import Template
     from cacheagent.model import Base, BaseId, DiskKey, GlanceImage, ImageId, SpaceUsage
     from cacheagent.policy.inventory import Listing
     from cacheagent.policy.layout import Layout
@@ -54,9 +56,10 @@ class Store:
         self._group = -1 if group is None else group
         self._base_files = BaseFiles(layout, self._group)
         self._disk_files = DiskFiles(layout, self._group, disk_mode)
-        self._threads = ThreadPoolExecutor(THREADS, "store")
-        self._long_threads = ThreadPoolExecutor(LONG_THREADS, "store-long")
-        self._copy_threads = ThreadPoolExecutor(LONG_THREADS, "store-copy")
+        self._short = Lane(THREADS, "store")
+        self._long = Lane(LONG_THREADS, "store-long")
+        self._copies = Lane(LONG_THREADS, "store-copy")
+        self._templates = Templates()
         self._lock_fd: int | None = None
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -67,20 +70,18 @@ class Store:
             InvalidRequestError: a file would be longer than the file system takes.
 
         """
-        return await self._run_in(self._threads, work, *arguments)
+        return await self._run_in(self._short, work, *arguments)
 
     async def run_long(self, work: Callable[..., T], *arguments: object) -> T:
         """Do the same for work that takes long, beside that which requests wait for."""
-        return await self._run_in(self._long_threads, work, *arguments)
+        return await self._run_in(self._long, work, *arguments)
 
-    async def _run_in(
-        self, threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
-    ) -> T:
+    async def _run_in(self, lane: Lane, work: Callable[..., T], *arguments: object) -> T:
         def guarded() -> T:
             with files.space_errors(self.layout.state_dir, LEAST_ROOM), files.length_errors():
                 return work(*arguments)
 
-        return await uninterrupted(asyncio.get_running_loop().run_in_executor(threads, guarded))
+        return await lane.run(guarded)
 
     # --- the folders -----------------------------------------------------------------------
 
@@ -121,8 +122,8 @@ class Store:
 
     async def close(self) -> None:
         """Let the state folder go; work that is under way ends first."""
-        for threads in (self._threads, self._long_threads, self._copy_threads):
-            await asyncio.to_thread(threads.shutdown)
+        for lane in (self._short, self._long, self._copies):
+            await lane.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -265,15 +266,35 @@ class Store:
         """Make the empty file that becomes the disk, and give its unfinished name."""
         return await self.run(self._disk_files.begin, key, disk_format)
 
-    async def clone_disk(self, source: Path, key: DiskKey, disk_format: DiskFormat) -> Path:
-        """Make the disk a copy of ``source``, and give its path.
+    async def template(self, path: Path) -> Template | None:
+        """Give a template, from memory where it was used lately; None where there is none."""
+        if (kept := self._templates.get(path)) is not None:
+            return kept
+        if (found := await self.run(read_template, path)) is not None:
+            self._templates.keep(found)
+        return found
+
+    async def clone_disk(
+        self, template: Template, key: DiskKey, disk_format: DiskFormat, base: Base | None
+    ) -> bool:
+        """Make the disk a copy of the template of its base; False where that is not as it was.
 
         Raises:
             InsufficientSpaceError: the file system is full.
             FileExistsError: as ``finish_disk``.
 
         """
-        return await self.run(self._disk_files.clone, source, key, disk_format)
+        return await self.run(self._clone_disk, template, key, disk_format, base)
+
+    def _clone_disk(
+        self, template: Template, key: DiskKey, disk_format: DiskFormat, base: Base | None
+    ) -> bool:
+        if base is not None:
+            length = files.regular_length(self.layout.base(base.base_id, base.format))
+            if length is None or not has_right_length(base, length):
+                return False
+        self._disk_files.clone(template, key, disk_format)
+        return True
 
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.
@@ -285,7 +306,7 @@ class Store:
 
         """
         stop = threading.Event()
-        copying = self._run_in(self._copy_threads, files.clone, source, target, stop.is_set)
+        copying = self._run_in(self._copies, files.clone, source, target, stop.is_set)
         await uninterrupted(copying, on_cancel=stop.set)
         await self.run(files.truncate, target, size)
 

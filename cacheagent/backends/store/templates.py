@@ -1,0 +1,67 @@
+"""The content of templates, kept in memory: a disk begins as the same few blocks each time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cacheagent.backends.store import files
+
+MOST_KEPT = 1024
+"""Templates that are kept in memory; the one that was used longest ago goes first."""
+
+MOST_READ = 1 << 20
+"""Bytes of data up to which a template is kept: one that qemu-img makes by default has 192 KiB,
+nearly all of them zeros."""
+
+BLOCK = 4096
+"""Zeros are left out in this unit, which is the block of most file systems."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """An empty overlay: how long it is, and its blocks that are not zero, by their offset.
+
+    ``blocks`` is None where there are too many to keep: the file itself is copied then.
+    """
+
+    path: Path
+    size: int
+    blocks: tuple[tuple[int, bytes], ...] | None
+
+
+class Templates:
+    """Those that were used lately. It belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, Template] = {}
+
+    def get(self, path: Path) -> Template | None:
+        """Give the template, if it is kept."""
+        if (found := self._kept.pop(path, None)) is not None:
+            self._kept[path] = found
+        return found
+
+    def keep(self, template: Template) -> None:
+        """Keep a template."""
+        while len(self._kept) >= MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[template.path] = template
+
+
+def read_template(path: Path) -> Template | None:
+    """Read a template; None where no regular file has its name. It blocks."""
+    if (size := files.regular_length(path)) is None:
+        return None
+    with files.open_fd(path, os.O_RDONLY) as fd:
+        runs = list(files.data_runs(fd, size))
+        if sum(end - start for start, end in runs) > MOST_READ:
+            return Template(path=path, size=size, blocks=None)
+        blocks = [
+            (offset, block)
+            for start, end in runs
+            for offset in range(start, end, BLOCK)
+            if (block := os.pread(fd, min(BLOCK, end - offset), offset).rstrip(b"\0"))
+        ]
+    return Template(path=path, size=size, blocks=tuple(blocks))

@@ -1,0 +1,101 @@
+"""Work in threads that costs little: its outcome, its order, and who goes away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cacheagent.sync.lane import Lane
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    """Open a lane of one thread, which keeps the order."""
+    made = Lane(1, "test")
+    yield made
+    await made.close()
+
+
+async def test_result_and_error_come_back(lane: Lane) -> None:
+    """A caller gets what the work returns or raises, from a thread that is not its own."""
+
+    def fail() -> None:
+        raise ValueError("broken")
+
+    assert await lane.run(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ValueError, match="broken"):
+        await lane.run(fail)
+
+
+async def test_one_thread_keeps_the_order(lane: Lane) -> None:
+    """What was given first is done first, and all of it is done."""
+    done: list[int] = []
+    await asyncio.gather(*(lane.run(lambda n=n: done.append(n)) for n in range(100)))
+    assert done == list(range(100))
+
+
+async def test_several_threads_work_at_the_same_time() -> None:
+    """Work that waits for other work of its lane gets it."""
+    lane, meeting = Lane(2, "test"), threading.Barrier(2)
+    await asyncio.gather(lane.run(meeting.wait), lane.run(meeting.wait))
+    await lane.close()
+
+
+async def test_who_is_cancelled_waits_for_the_end(lane: Lane) -> None:
+    """A caller that is cancelled, even twice, leaves when its work has ended, and not before."""
+    begun, may_end, ended = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait()
+        ended.append(True)
+
+    async def call() -> None:
+        await lane.run(work)
+
+    caller = asyncio.create_task(call())
+    await begun.wait()
+    for _ in range(2):
+        caller.cancel()
+        await asyncio.sleep(0)
+        assert not caller.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended == [True]
+
+
+async def test_error_of_work_whose_caller_was_cancelled_is_nobodys(lane: Lane) -> None:
+    """The caller that was cancelled is told that, and not of the error."""
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait()
+        raise ValueError("unheard")
+
+    async def call() -> None:
+        await lane.run(work)
+
+    caller = asyncio.create_task(call())
+    await begun.wait()
+    caller.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_closing_waits_for_what_was_given() -> None:
+    """What was given before the end is done before it, and its outcome is delivered."""
+    lane = Lane(1, "test")
+    outcome = lane.run(lambda: "done")
+    await lane.close()
+    assert await outcome == "done"
