@@ -186,7 +186,7 @@ class Layout:
 
     def disk(self, key: DiskKey, fmt: DiskFormat) -> Path:
         """Path of a disk."""
-        return _child(self.instance(key.instance_id), f"{key.name}.{fmt}")
+        return _child(self.instances_dir, key.instance_id, f"{key.name}.{fmt}")
 
     def unfinished_disk(self, key: DiskKey, fmt: DiskFormat) -> Path:
         """Path of a disk while it is being made."""
@@ -309,8 +309,8 @@ def _known_base_id(text: str) -> BaseId | None:
         return None
 
 
-def _child(folder: Path, name: str) -> Path:
-    path = folder / name
-    if path.parent != folder or path.name != name or name == "..":
-        raise ValueError(f"{name!r} is not a name inside of {folder}")
-    return path
+def _child(folder: Path, *names: str) -> Path:
+    for name in names:
+        if name in {"", ".", ".."} or "/" in name:
+            raise ValueError(f"{name!r} is not a name inside of {folder}")
+    return folder.joinpath(*names)

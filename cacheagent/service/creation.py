@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
-from cacheagent.model import CacheResult, Disk, DiskState, Standing
+from cacheagent.model import Base, CacheResult, Disk, DiskState, Standing
 from cacheagent.policy.boot import admit_boot_image, boot_disks
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
@@ -24,11 +25,12 @@ from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from cacheagent.backends.store import Template
-    from cacheagent.model import Base, CachedImage, Caller, DiskKey, DiskSpec, GlanceImage
+    from cacheagent.model import CachedImage, Caller, DiskKey, DiskSpec, GlanceImage
     from cacheagent.service.bases import Bases
     from cacheagent.service.making import Making
     from cacheagent.service.parts import Parts
@@ -40,6 +42,15 @@ DELETED_OUTSIDE = "deleted outside"
 """Why a disk went that nobody asked the agent to remove."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """A disk that is there, whether it was made just now, and its base where that is known."""
+
+    disk: Disk
+    base: Base | None
+    anew: bool
 
 
 class Creation:
@@ -59,20 +70,21 @@ class Creation:
         self._making = making
         self._instances = Instances(parts)
         self._locks: KeyLock[DiskKey] = KeyLock()
-        self._runs: SingleFlight[tuple[DiskKey, DiskSpec], tuple[Disk, bool]] = SingleFlight()
+        self._runs: SingleFlight[DiskKey, Created] = SingleFlight()
         # Those of which somebody was told that they are on their way.
-        self._begun: set[tuple[DiskKey, DiskSpec]] = set()
+        self._begun: set[DiskKey] = set()
+        self._wanted: dict[DiskKey, DiskSpec] = {}
 
-    def wanted(self) -> dict[DiskKey, DiskSpec]:
-        """Give the disks that are being created, and as what."""
-        return {**dict(self._begun), **dict(self._runs.keys())}
+    def wanted(self) -> Mapping[DiskKey, DiskSpec]:
+        """Give the disks that are being created, and as what, as it changes."""
+        return MappingProxyType(self._wanted)
 
     def alone(self, key: DiskKey) -> AbstractAsyncContextManager[None]:
         """Keep whoever creates or removes the disk waiting for the body of an ``async with``."""
         return self._locks.hold(key)
 
-    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
-        """Give the disk, and whether it was made now; waits for its base.
+    async def create(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
+        """Give the disk; waits for its base.
 
         Raises:
             DiskConflictError: the name stands for another disk, or that is being made.
@@ -80,16 +92,17 @@ class Creation:
 
         """
         while True:
-            self._refuse_another(key, spec)
-            run = (key, spec)
+            self._want(key, spec)
             try:
-                made, joined = await self._runs.run(run, lambda: self._run(key, spec, caller))
+                made, joined = await self._runs.run(key, lambda: self._run(key, spec, caller))
             except PersonalError as refused:
                 # It ran with the token of somebody else, who may not have the image.
                 if refused.token == caller.token:
                     raise refused.error from None
                 continue
-            return made[0], made[1] and not joined
+            finally:
+                self._settle(key)
+            return replace(made, anew=made.anew and not joined)
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         """Give the disk if it is there, else begin to create it; the flag tells of the latter.
@@ -106,25 +119,26 @@ class Creation:
     async def _begin(self, disk: Disk, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         key = disk.key
         self._refuse_another(key, spec)
-        if key not in self.wanted():
+        if key not in self._wanted:
             async with self._locks.hold(key):
                 existing = await self._existing(key, spec)
                 if existing is not None and existing.state is DiskState.READY:
                     return existing, False
                 await self._room.retrying(partial(self._catalog.begin_disk, disk))
-        if (key, spec) in self._begun:
+        if key in self._begun:
             return disk, False
-        self._begun.add((key, spec))
+        self._want(key, spec)
+        self._begun.add(key)
         self._background.start(self._finish(key, spec, caller), "creation of a disk")
         return disk, True
 
     async def remove(self, key: DiskKey) -> None:
         """Remove the disk, and stop its creation; who waits for that is told."""
         gone = DiskConflictError("the disk was deleted while it was made", {})
-        if (spec := self.wanted().get(key)) is not None:
-            # One that was begun and does not run yet is not to begin at all.
-            self._begun.discard((key, spec))
-            await self._runs.stop((key, spec), gone)
+        # One that was begun and does not run yet is not to begin at all.
+        self._begun.discard(key)
+        self._settle(key)
+        await self._runs.stop(key, gone)
         async with self._locks.hold(key):
             disk = await self._catalog.disk(key)
             if disk is None:
@@ -159,21 +173,32 @@ class Creation:
         await self._runs.shutdown(ShuttingDownError("the agent is stopping"), patience=patience)
 
     def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
-        other = self.wanted().get(key, spec)
+        other = self._wanted.get(key, spec)
         if other != spec:
             raise conflict(pending(key, other, self._now()))
+
+    def _want(self, key: DiskKey, spec: DiskSpec) -> None:
+        """Note that the disk is being created; ``_settle`` has to follow."""
+        self._refuse_another(key, spec)
+        self._wanted[key] = spec
+
+    def _settle(self, key: DiskKey) -> None:
+        """Forget as what the disk was wanted, if nobody creates it any more."""
+        if key not in self._begun and key not in self._runs:
+            self._wanted.pop(key, None)
 
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
         try:
-            if (key, spec) in self._begun:
+            if key in self._begun:
                 await self.create(key, spec, caller)
         except Exception as error:
-            if (key, spec) in self._begun:
+            if key in self._begun:
                 await uninterrupted(self._leave_word(key, spec, error))
             raise
         finally:
-            self._begun.discard((key, spec))
+            self._begun.discard(key)
+            self._settle(key)
 
     async def _leave_word(self, key: DiskKey, spec: DiskSpec, error: Exception) -> None:
         """Write the failure down where what was joined had failed before anybody was to be told."""
@@ -186,15 +211,15 @@ class Creation:
         await despite_full(self._store, lambda: self._catalog.begin_disk(wanted))
         await despite_full(self._store, lambda: self._catalog.fail_disk(key, why))
 
-    async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
+    async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         """Run once for all who ask for this disk; its row tells how that ends."""
         async with self._locks.hold(key):
             try:
                 claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
                     await self._bring_boot(key, await self._image(spec), caller, again=True)
-                    return disk, False
-                return await self._create(key, spec, caller, claimed), True
+                    return Created(disk=disk, base=None, anew=False)
+                return await self._create(key, spec, caller, claimed)
             except BaseException as error:
                 await uninterrupted(self._give_up(key, spec, error))
                 if isinstance(error, PERSONAL):
@@ -207,11 +232,11 @@ class Creation:
         if disk is not None and disk.state is DiskState.READY:
             return
         why = _words(error)
-        if (key, spec) not in self._begun:
+        if key not in self._begun:
             await self._forget(key)
         elif isinstance(error, Exception):
             await self._write_failure(key, spec, why)
-            self._begun.discard((key, spec))
+            self._begun.discard(key)
         if isinstance(error, Exception):
             self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
@@ -226,8 +251,9 @@ class Creation:
         wanted = pending(key, spec, self._now())
 
         def fit(cached: CachedImage, base: Base) -> Disk | None:
-            ready = cached.standing is Standing.ACTIVE
-            if not ready or self._bases.trust.lacks(base, cached.image):
+            if cached.standing is not Standing.ACTIVE:
+                return None
+            if not self._bases.trust.is_proved(base, cached.image):
                 return None
             return intended(wanted, spec, Ensured(base, cached.image, CacheResult.HIT))
 
@@ -310,7 +336,7 @@ class Creation:
 
     async def _create(
         self, key: DiskKey, spec: DiskSpec, caller: Caller, claimed: Claimed | None = None
-    ) -> Disk:
+    ) -> Created:
         """Take the base, write the intent, make the file, write the result."""
         ensured, disk = claimed or await self._intend(key, spec, caller)
         await self._bring_boot(key, None if ensured is None else ensured.image, caller)
@@ -323,7 +349,7 @@ class Creation:
             return await self._create(key, spec, caller)
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
-        return made
+        return Created(disk=made, base=base, anew=True)
 
     async def _bring_boot(
         self, key: DiskKey, image: GlanceImage | None, caller: Caller, *, again: bool = False

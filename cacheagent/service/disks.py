@@ -39,8 +39,8 @@ class Disks:
 
         """
         await self._check_access(spec, caller)
-        disk, made = await self._creation.create(key, spec, caller)
-        return await self._view(disk), made
+        made = await self._creation.create(key, spec, caller)
+        return await self._view(made.disk, made.base), made.anew
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
         """Start to create the disk; it is ``pending`` in the answer unless it is there already.
@@ -104,8 +104,9 @@ class Disks:
         if spec.image_id is not None:
             await self._access.check(spec.image_id, caller)
 
-    async def _view(self, disk: Disk) -> DiskView:
-        base = None if disk.base_id is None else await self._catalog.base(disk.base_id)
+    async def _view(self, disk: Disk, base: Base | None = None) -> DiskView:
+        if base is None and disk.base_id is not None:
+            base = await self._catalog.base(disk.base_id)
         if not may_boot(disk, base):
             return self._shown(disk, base)
         beside = await self._catalog.disks_of_instance(disk.key.instance_id)

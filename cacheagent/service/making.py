@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import mkfs
+from cacheagent.backends.store import Clone
 from cacheagent.errors import HostUnavailableError, QemuImgError
 from cacheagent.model import BaseState, DiskFormat, DiskMode
 from cacheagent.policy.layout import unfinished
@@ -91,7 +92,8 @@ class Making:
         """Let what ``prepare`` has given become the disk, durably: a matter of milliseconds.
 
         Raises:
-            BaseGoneError: the base of an overlay is not as it was; nothing is left behind.
+            BaseGoneError: the base of an overlay, or the template, is not as it was; nothing is
+                left behind.
             InsufficientSpaceError: there is no room; nothing is left behind.
             FileExistsError: somebody else's file has the name of the disk.
 
@@ -101,12 +103,14 @@ class Making:
             if template is None:
                 await self._store.finish_disk(disk.key, disk.format)
             else:
-                made = await self._store.clone_disk(template, disk.key, disk.format, base)
+                made = await self._store.clone_disk(
+                    Clone(template=template, key=disk.key, format=disk.format, base=base)
+                )
         except BaseException:
             await self._store.abandon_disk(disk.key)
             raise
         if not made:
-            # The base is looked at before anything is made.
+            # The two are looked at before anything is made.
             raise BaseGoneError
 
     async def _template(self, base: Base | None, size: int) -> Template:

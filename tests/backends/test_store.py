@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.backends.store import BLOCK_SIZE, Block, Manifest, Store, files, manifest
+from cacheagent.backends.store import BLOCK_SIZE, Block, Clone, Manifest, Store, files, manifest
 from cacheagent.errors import InsufficientSpaceError, InvalidRequestError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import Layout, unfinished
@@ -148,7 +148,9 @@ async def cloned(store: Store, source: Path, key: DiskKey) -> Path:
     """Make a disk of a template, and give its path."""
     template = await store.template(source)
     assert template is not None
-    assert await store.clone_disk(template, key, DiskFormat.QCOW2, None)
+    assert await store.clone_disk(
+        Clone(template=template, key=key, format=DiskFormat.QCOW2, base=None)
+    )
     return store.layout.disk(key, DiskFormat.QCOW2)
 
 
@@ -219,17 +221,46 @@ async def test_clone_goes_to_a_file_system_of_another_kind(
 
 
 @pytest.mark.parametrize("data", [64 << 10, 1 << 20])
-async def test_template_is_read_once(store: Store, tmp_path: Path, data: int) -> None:
-    """A small template serves from memory, even after it has gone; a large one is copied anew."""
+async def test_small_template_is_read_once(store: Store, tmp_path: Path, data: int) -> None:
+    """A small template serves from memory, a large one is copied from its file."""
     source = tmp_path / "template"
     content = (os.urandom(data) + bytes(64 << 10)) * 2
     source.write_bytes(content)
     template = await store.template(source)
     assert template is not None
     assert (template.blocks is None) == (data > 64 << 10)
-    if template.blocks is not None:
-        source.unlink()
     assert (await cloned(store, source, values.disk_key(1))).read_bytes() == content
+    assert await store.template(source) is template
+
+
+async def test_template_whose_file_changed_is_not_used(store: Store, tmp_path: Path) -> None:
+    """What is in memory serves for as long as its file lies there as it was read."""
+    source = tmp_path / "template"
+    source.write_bytes(b"template")
+    template = await store.template(source)
+    assert template is not None
+    source.write_bytes(b"another template")
+    clone = Clone(template=template, key=values.disk_key(1), format=DiskFormat.QCOW2, base=None)
+    assert not await store.clone_disk(clone)
+    assert not store.layout.instance(clone.key.instance_id).exists()
+    assert (await cloned(store, source, clone.key)).read_bytes() == b"another template"
+
+
+async def test_many_disks_are_cloned_together(store: Store, tmp_path: Path) -> None:
+    """One that cannot be made, since its name is taken, keeps no other from being made."""
+    source = tmp_path / "template"
+    source.write_bytes(b"template")
+    await cloned(store, source, values.disk_key(2))
+    outcomes = await asyncio.gather(
+        *(cloned(store, source, values.disk_key(number)) for number in range(5)),
+        return_exceptions=True,
+    )
+    assert [isinstance(each, FileExistsError) for each in outcomes] == [
+        number == 2 for number in range(5)
+    ]
+    for number in range(5):
+        path = store.layout.disk(values.disk_key(number), DiskFormat.QCOW2)
+        assert path.read_bytes() == b"template"
 
 
 async def test_no_template_is_none(store: Store, tmp_path: Path) -> None:
@@ -252,7 +283,9 @@ async def test_no_disk_is_made_of_a_base_that_is_not_as_it_was(
         if length is not None:
             path.touch()
             os.truncate(path, length)
-        made = await store.clone_disk(template, values.disk_key(1), DiskFormat.QCOW2, base)
+        made = await store.clone_disk(
+            Clone(template=template, key=values.disk_key(1), format=DiskFormat.QCOW2, base=base)
+        )
         assert made == (length == base.virtual_size)
         assert store.layout.disk(values.disk_key(1), DiskFormat.QCOW2).exists() == made
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.sync.lane import Lane
+from cacheagent.sync.lane import CallLane, Lane
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from cacheagent.sync.lane import Ended
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Lane]:
+async def lane() -> AsyncIterator[CallLane]:
     """Open a lane of one thread, which keeps the order."""
-    made = Lane(1, "test")
+    made = CallLane(1, "test")
     yield made
     await made.close()
 
 
-async def test_result_and_error_come_back(lane: Lane) -> None:
+async def test_result_and_error_come_back(lane: CallLane) -> None:
     """A caller gets what the work returns or raises, from a thread that is not its own."""
 
     def fail() -> None:
@@ -33,21 +36,21 @@ async def test_result_and_error_come_back(lane: Lane) -> None:
         await lane.run(fail)
 
 
-async def test_one_thread_keeps_the_order(lane: Lane) -> None:
+async def test_one_thread_keeps_the_order(lane: CallLane) -> None:
     """What was given first is done first, and all of it is done."""
     done: list[int] = []
-    await asyncio.gather(*(lane.run(lambda n=n: done.append(n)) for n in range(100)))
+    await asyncio.gather(*(lane.run(partial(done.append, n)) for n in range(100)))
     assert done == list(range(100))
 
 
 async def test_several_threads_work_at_the_same_time() -> None:
     """Work that waits for other work of its lane gets it."""
-    lane, meeting = Lane(2, "test"), threading.Barrier(2)
+    lane, meeting = CallLane(2, "test"), threading.Barrier(2)
     await asyncio.gather(lane.run(meeting.wait), lane.run(meeting.wait))
     await lane.close()
 
 
-async def test_who_is_cancelled_waits_for_the_end(lane: Lane) -> None:
+async def test_who_is_cancelled_waits_for_the_end(lane: CallLane) -> None:
     """A caller that is cancelled, even twice, leaves when its work has ended, and not before."""
     begun, may_end, ended = asyncio.Event(), threading.Event(), []
     loop = asyncio.get_running_loop()
@@ -72,7 +75,7 @@ async def test_who_is_cancelled_waits_for_the_end(lane: Lane) -> None:
     assert ended == [True]
 
 
-async def test_error_of_work_whose_caller_was_cancelled_is_nobodys(lane: Lane) -> None:
+async def test_error_of_work_whose_caller_was_cancelled_is_nobodys(lane: CallLane) -> None:
     """The caller that was cancelled is told that, and not of the error."""
     begun, may_end = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -95,7 +98,55 @@ async def test_error_of_work_whose_caller_was_cancelled_is_nobodys(lane: Lane) -
 
 async def test_closing_waits_for_what_was_given() -> None:
     """What was given before the end is done before it, and its outcome is delivered."""
-    lane = Lane(1, "test")
+    lane = CallLane(1, "test")
     outcome = lane.run(lambda: "done")
     await lane.close()
     assert await outcome == "done"
+
+
+async def test_what_waits_is_taken_together() -> None:
+    """A lane that takes several pieces takes what has come meanwhile, up to its bound."""
+    may_begin, taken = threading.Event(), []
+
+    def do(works: Sequence[int]) -> list[Ended]:
+        may_begin.wait()
+        taken.append(tuple(works))
+        return [(work * 2, None) for work in works]
+
+    lane = Lane(1, "test", do, most=3)
+    outcomes = [lane.run(number) for number in range(8)]
+    may_begin.set()
+    closing = asyncio.create_task(lane.close())
+    assert await asyncio.gather(*outcomes) == [number * 2 for number in range(8)]
+    await closing
+    assert [number for works in taken for number in works] == list(range(8))
+    assert max(map(len, taken)) == 3
+
+
+async def test_end_of_the_lane_comes_after_what_waits() -> None:
+    """A lane that is closed with work left does that first, and then ends its threads."""
+    may_begin = threading.Event()
+
+    def do(works: Sequence[int]) -> list[Ended]:
+        may_begin.wait()
+        return [(work, None) for work in works]
+
+    lane = Lane(1, "test", do, most=10)
+    outcomes = [lane.run(number) for number in range(3)]
+    closing = asyncio.create_task(lane.close())
+    await asyncio.sleep(0)
+    may_begin.set()
+    assert await asyncio.gather(*outcomes) == [0, 1, 2]
+    await closing
+
+
+async def test_error_of_the_whole_is_that_of_each() -> None:
+    """Where what does the work fails as a whole, each caller is told."""
+
+    def do(works: Sequence[int]) -> list[Ended]:
+        raise ValueError(len(works))
+
+    lane = Lane(1, "test", do)
+    with pytest.raises(ValueError, match="1"):
+        await lane.run(0)
+    await lane.close()

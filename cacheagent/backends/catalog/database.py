@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from cacheagent.errors import CatalogError, DiskFullError
 from cacheagent.policy.layout import broken
-from cacheagent.sync.lane import Lane
+from cacheagent.sync.lane import Ended, Lane, attempt
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _BUSY_SECONDS = 5.0
 """How long a statement waits for somebody else, say an operator who looks with ``sqlite3``."""
+
+_MOST_AT_ONCE = 64
+"""What waits together becomes one transaction, up to so many of its parts."""
 
 _PAGE = 4096
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -37,18 +43,28 @@ class _Opened:
     set_aside: Path | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is to be done with the connection, and whether it writes."""
+
+    run: Callable[[sqlite3.Connection], Any]
+    writes: bool
+
+
 class Database:
     """A connection that lives in a thread of its own, in autocommit mode outside ``write``.
 
     ``begun_anew`` tells that no readable file was there; ``set_aside`` is where one that could
     not be read has gone. A caller that is cancelled waits until its work in the thread has ended,
-    so that nothing is done behind its back later.
+    so that nothing is done behind its back later. What waits while the thread is busy is done in
+    one transaction, in the order in which it came; where that fails, each part has its own. So
+    ``work`` may be called twice, and must do nothing but use the connection.
     """
 
-    def __init__(self, path: Path, lane: Lane, opened: _Opened) -> None:
+    def __init__(self, path: Path, opened: _Opened) -> None:
         self._path = path
-        self._lane = lane
         self._connection = opened.connection
+        self._lane: Lane[_Work] = Lane(1, "catalog", self._do, _MOST_AT_ONCE)
         self.begun_anew = opened.begun_anew
         self.set_aside = opened.set_aside
 
@@ -59,13 +75,7 @@ class Database:
         Raises: ``CatalogError`` where that cannot be done, or a newer version has written it;
         ``DiskFullError``.
         """
-        lane = Lane(1, "catalog")
-        try:
-            opened = await lane.run(partial(_open, path, migrations))
-        except BaseException:
-            await lane.close()
-            raise
-        return cls(path, lane, opened)
+        return cls(path, await uninterrupted(asyncio.to_thread(_open, path, migrations)))
 
     async def read(
         self,
@@ -73,13 +83,11 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run ``work`` with the connection; each statement of it stands for itself."""
-
-        def run() -> T:
-            with translated(self._path):
-                return work(self._connection, *args, **kwargs)
-
-        return await self._lane.run(run)
+        """Run ``work`` with the connection; alone, each statement of it stands for itself."""
+        found: T = await self._lane.run(
+            _Work(run=lambda db: work(db, *args, **kwargs), writes=False)
+        )
+        return found
 
     async def write(
         self,
@@ -88,17 +96,32 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         """Run ``work`` with the connection in one transaction; an error undoes all of it."""
-
-        def run() -> T:
-            with translated(self._path), _transaction(self._connection):
-                return work(self._connection, *args, **kwargs)
-
-        return await self._lane.run(run)
+        done: T = await self._lane.run(_Work(run=lambda db: work(db, *args, **kwargs), writes=True))
+        return done
 
     async def close(self) -> None:
         """Close the file; what is under way ends first."""
-        await self._lane.run(self._connection.close)
         await self._lane.close()
+        await uninterrupted(asyncio.to_thread(self._connection.close))
+
+    def _do(self, works: Sequence[_Work]) -> list[Ended]:
+        if len(works) > 1 and any(work.writes for work in works):
+            together = attempt(partial(self._together, works))
+            if together[1] is None:
+                return [(result, None) for result in together[0]]
+            # All of it is undone. Alone, each is told of its own error, and of no other.
+        return [attempt(partial(self._alone, work)) for work in works]
+
+    def _together(self, works: Sequence[_Work]) -> list[Any]:
+        with _transaction(self._connection):
+            return [work.run(self._connection) for work in works]
+
+    def _alone(self, work: _Work) -> object:
+        with translated(self._path):
+            if not work.writes:
+                return work.run(self._connection)
+            with _transaction(self._connection):
+                return work.run(self._connection)
 
 
 @contextmanager
@@ -139,7 +162,10 @@ def _open(path: Path, migrations: Sequence[str]) -> _Opened:
 
 
 def _open_file(path: Path, migrations: Sequence[str], *, set_aside: Path | None) -> _Opened:
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    # It goes from the thread that opens it to the one of the lane, and is in one at a time.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
     try:
         connection.row_factory = sqlite3.Row
         # A crash of the machine may cost the last transactions and no more; the files tell them.

@@ -52,7 +52,7 @@ class BaseFiles:
         making = unfinished(target)
         making.unlink(missing_ok=True)
         with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, BASE_MODE) as fd:
-            files.write_all(fd, manifest.dump(record))
+            files.write_all(fd, manifest.dump(record), 0)
             os.fchown(fd, -1, self._group)
             os.fsync(fd)
         files.move(making, target)

@@ -11,18 +11,34 @@ import contextlib
 import errno
 import os
 import threading
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.store import files
+from cacheagent.backends.store.templates import Template
+from cacheagent.model import Base, DiskFormat, DiskKey
 from cacheagent.policy.layout import unfinished
+from cacheagent.policy.verification import has_right_length
+from cacheagent.sync.lockstep import lockstep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cacheagent.backends.store.templates import Template
-    from cacheagent.model import DiskFormat, DiskKey
+    from cacheagent.backends.store.files import Identity
     from cacheagent.policy.layout import Layout
+    from cacheagent.sync.lane import Ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clone:
+    """A disk that is wanted as a copy of the template of its base; a blank one has no base."""
+
+    template: Template
+    key: DiskKey
+    format: DiskFormat
+    base: Base | None
 
 
 class DiskFiles:
@@ -43,30 +59,52 @@ class DiskFiles:
         """Make the empty file that becomes the disk, and give its unfinished name."""
         path = self._layout.disk(key, disk_format)
         making = unfinished(path)
-        with self._begun(path, making) as (_folder, file, new):
+        with files.foreign_errors(), self._begun(path, making) as (_folder, file, new):
             os.close(file)
         if new:
             files.sync_folder(path.parent.parent)
         return making
 
-    def clone(self, template: Template, key: DiskKey, disk_format: DiskFormat) -> Path:
-        """Make the disk a copy of the template; see ``Store.clone_disk``."""
-        path = self._layout.disk(key, disk_format)
+    def clone_all(self, clones: Sequence[Clone]) -> list[Ended]:
+        """Make disks as copies of their templates; see ``Store.clone_disk``.
+
+        All of them take each step together: of those that wait for the device, the first brings
+        most of what the others want. What all need is done once: a look at base and template, the
+        fsync of the folder that theirs lie in.
+        """
+        look = cache(files.identity)
+        settle = cache(partial(files.sync_folder, self._layout.instances_dir))
+        return lockstep([self._clone(clone, look, settle) for clone in clones])
+
+    def _clone(
+        self, clone: Clone, look: Callable[[Path], Identity | None], settle: Callable[[], None]
+    ) -> Generator[None, None, bool]:
+        if look(clone.template.path) != clone.template.identity:
+            return False
+        if (base := clone.base) is not None:
+            found = look(self._layout.base(base.base_id, base.format))
+            if found is None or not has_right_length(base, found.size):
+                return False
+        path = self._layout.disk(clone.key, clone.format)
         making = unfinished(path)
         with (
-            files.space_errors(self._layout.instances_dir, template.size),
+            files.space_errors(self._layout.instances_dir, clone.template.size),
             files.foreign_errors(),
             self._begun(path, making) as (folder, file, new),
         ):
             try:
-                _fill(file, template)
+                _fill(file, clone.template)
+                yield
                 self._finish(file)
             finally:
                 os.close(file)
+            yield
             _rename(folder, making, path)
+            yield
+            os.fsync(folder)
             if new:
-                files.sync_folder(path.parent.parent)
-        return path
+                settle()
+        return True
 
     def finish(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Give the unfinished file its rights and the name of the disk; see ``finish_disk``."""
@@ -76,22 +114,27 @@ class DiskFiles:
             with files.open_fd(making.name, os.O_RDONLY, folder=folder) as fd:
                 self._finish(fd)
             _rename(folder, making, path)
+            os.fsync(folder)
         return path
 
     @contextlib.contextmanager
     def _begun(self, path: Path, making: Path) -> Iterator[tuple[int, int, bool]]:
         """Make the unfinished file; give its folder, open, itself, and whether that is new."""
         with contextlib.ExitStack() as stack:
-            with self._folders, files.foreign_errors():
-                new = files.make_folder(path.parent, self._group)
+            with self._folders:
+                new = files.make_own_folder(path.parent)
                 folder = stack.enter_context(files.open_folder(path.parent))
-                _unlink(making.name, folder)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                file = files.open_regular(making.name, flags, folder=folder)
+                if new:
+                    files.give_folder(folder, self._group)
+                else:
+                    _unlink(making.name, folder)
+                # What was made just now is no link, and no pipe (open(2), O_EXCL).
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                file = os.open(making.name, flags, 0o600, dir_fd=folder)
             yield folder, file, new
 
     def _finish(self, fd: int) -> None:
-        os.fchown(fd, -1, self._group)
+        files.give_group(fd, self._group)
         os.fchmod(fd, self._mode)
         os.fsync(fd)
 
@@ -124,18 +167,16 @@ def _fill(file: int, template: Template) -> None:
             files.share(source, file)
         return
     for offset, block in template.blocks:
-        os.lseek(file, offset, os.SEEK_SET)
-        files.write_all(file, block)
+        files.write_all(file, block, offset)
     os.ftruncate(file, template.size)
 
 
 def _rename(folder: int, making: Path, path: Path) -> None:
-    """Give the unfinished file the name of the disk, durably."""
+    """Give the unfinished file the name of the disk."""
     # Nobody but the holder of the disk's lock makes this name: looking first is enough.
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     os.rename(making.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-    os.fsync(folder)
 
 
 def _unlink(name: str, folder: int) -> None:

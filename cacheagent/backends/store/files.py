@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cacheagent.errors import DiskFullError, HostUnavailableError, InvalidRequestError
@@ -90,13 +91,36 @@ def is_regular(path: Path) -> bool:
         return False
 
 
-def regular_length(path: Path) -> int | None:
-    """Give the length of the regular file, None where none has this name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A regular file as it was: another one, or one that was written to since, has another."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
+def identity(path: Path) -> Identity | None:
+    """Tell which regular file has this name; None where none has."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return Identity(
+        device=found.st_dev,
+        inode=found.st_ino,
+        size=found.st_size,
+        modified_ns=found.st_mtime_ns,
+    )
+
+
+def regular_length(path: Path) -> int | None:
+    """Give the length of the regular file, None where none has this name."""
+    found = identity(path)
+    return None if found is None else found.size
 
 
 def sync_file(path: Path) -> None:
@@ -168,18 +192,35 @@ def open_folder(path: Path) -> Iterator[int]:
 
 def make_folder(folder: Path, group: int) -> bool:
     """Make the folder, and tell whether; one that is there keeps the rights that it has."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir(FOLDER_MODE)
-    except FileExistsError:
+    if not make_own_folder(folder):
         if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(folder)) from None
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(folder))
         return False
     # Whatever has taken its place meanwhile is not what gets the rights.
     with open_folder(folder) as fd:
-        os.fchown(fd, -1, group)
-        os.fchmod(fd, FOLDER_MODE)
+        give_folder(fd, group)
     return True
+
+
+def make_own_folder(folder: Path) -> bool:
+    """Make the folder, and tell whether: something may have its name. Its rights are for later."""
+    try:
+        folder.mkdir(FOLDER_MODE, parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def give_folder(fd: int, group: int) -> None:
+    """Give a folder of ours the rights that it is to have, whatever the umask is."""
+    give_group(fd, group)
+    os.fchmod(fd, FOLDER_MODE)
+
+
+def give_group(fd: int, group: int) -> None:
+    """Give what is open to a group; -1 leaves it to the daemon's own."""
+    if group >= 0:
+        os.fchown(fd, -1, group)
 
 
 @contextlib.contextmanager
@@ -273,11 +314,12 @@ def _copy_some(reader: int, writer: int, offset: int, length: int) -> int:
     return os.sendfile(writer, reader, offset, length)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data``; the system may take less than it is given."""
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; the system may take less than it is given."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def data_runs(fd: int, size: int, offset: int = 0) -> Iterator[tuple[int, int]]:

@@ -188,7 +188,7 @@ class Part:
         making = unfinished(self._record)
         making.unlink(missing_ok=True)
         with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, RECORD_MODE) as fd:
-            files.write_all(fd, text.encode())
+            files.write_all(fd, text.encode(), 0)
         making.replace(self._record)
 
     async def read_present(self, feed: Callable[[memoryview], Awaitable[None]]) -> None:

@@ -70,7 +70,7 @@ def keep(layout: Layout, source: Path, name: RefusedName, record: RefusalRecord)
     making = unfinished(target)
     making.unlink(missing_ok=True)
     with files.open_fd(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, REFUSED_MODE) as fd:
-        files.write_all(fd, _ADAPTER.dump_json(record, indent=1))
+        files.write_all(fd, _ADAPTER.dump_json(record, indent=1), 0)
         os.fsync(fd)
     files.move(making, target)
     files.move(source, layout.refused(name))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cacheagent.backends.store import files, spare
 from cacheagent.backends.store.bases import BaseFiles, read_manifest
-from cacheagent.backends.store.disks import DiskFiles
+from cacheagent.backends.store.disks import Clone, DiskFiles
 from cacheagent.backends.store.listing import list_folders
 from cacheagent.backends.store.part import Part, recorded_bytes
 from cacheagent.backends.store.reread import Rereading
@@ -22,8 +22,7 @@ from cacheagent.backends.store.templates import Templates, read_template
 from cacheagent.errors import ConfigError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import unfinished
-from cacheagent.policy.verification import has_right_length
-from cacheagent.sync.lane import Lane
+from cacheagent.sync.lane import CallLane, Lane
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -39,7 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THREADS = 4
-"""Clones at once: each is mostly waiting for the device."""
+"""Short deeds at once: each is mostly waiting for the device."""
+
+MOST_CLONED = 64
+"""Disks that one thread clones together; each has two open files meanwhile."""
 
 LONG_THREADS = 2
 """Walks through folders at once, and copies of whole disks: neither waits for the other."""
@@ -56,9 +58,10 @@ class Store:
         self._group = -1 if group is None else group
         self._base_files = BaseFiles(layout, self._group)
         self._disk_files = DiskFiles(layout, self._group, disk_mode)
-        self._short = Lane(THREADS, "store")
-        self._long = Lane(LONG_THREADS, "store-long")
-        self._copies = Lane(LONG_THREADS, "store-copy")
+        self._short = CallLane(THREADS, "store")
+        self._long = CallLane(LONG_THREADS, "store-long")
+        self._copies = CallLane(LONG_THREADS, "store-copy")
+        self._clones = Lane(1, "store-disks", self._disk_files.clone_all, MOST_CLONED)
         self._templates = Templates()
         self._lock_fd: int | None = None
 
@@ -76,7 +79,7 @@ class Store:
         """Do the same for work that takes long, beside that which requests wait for."""
         return await self._run_in(self._long, work, *arguments)
 
-    async def _run_in(self, lane: Lane, work: Callable[..., T], *arguments: object) -> T:
+    async def _run_in(self, lane: CallLane, work: Callable[..., T], *arguments: object) -> T:
         def guarded() -> T:
             with files.space_errors(self.layout.state_dir, LEAST_ROOM), files.length_errors():
                 return work(*arguments)
@@ -122,7 +125,7 @@ class Store:
 
     async def close(self) -> None:
         """Let the state folder go; work that is under way ends first."""
-        for lane in (self._short, self._long, self._copies):
+        for lane in (self._clones, self._short, self._long, self._copies):
             await lane.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -274,27 +277,18 @@ class Store:
             self._templates.keep(found)
         return found
 
-    async def clone_disk(
-        self, template: Template, key: DiskKey, disk_format: DiskFormat, base: Base | None
-    ) -> bool:
-        """Make the disk a copy of the template of its base; False where that is not as it was.
+    async def clone_disk(self, clone: Clone) -> bool:
+        """Make a disk from the template of its base; False where one of the two is not as it was.
 
         Raises:
             InsufficientSpaceError: the file system is full.
             FileExistsError: as ``finish_disk``.
 
         """
-        return await self.run(self._clone_disk, template, key, disk_format, base)
-
-    def _clone_disk(
-        self, template: Template, key: DiskKey, disk_format: DiskFormat, base: Base | None
-    ) -> bool:
-        if base is not None:
-            length = files.regular_length(self.layout.base(base.base_id, base.format))
-            if length is None or not has_right_length(base, length):
-                return False
-        self._disk_files.clone(template, key, disk_format)
-        return True
+        made: bool = await self._clones.run(clone)
+        if not made:
+            self._templates.forget(clone.template.path)
+        return made
 
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.

@@ -23,12 +23,14 @@ BLOCK = 4096
 class Template:
     """An empty overlay: how long it is, and its blocks that are not zero, by their offset.
 
-    ``blocks`` is None where there are too many to keep: the file itself is copied then.
+    ``blocks`` is None where there are too many to keep: the file itself is copied then. A file of
+    another ``identity`` is not the one that was read.
     """
 
     path: Path
     size: int
     blocks: tuple[tuple[int, bytes], ...] | None
+    identity: files.Identity
 
 
 class Templates:
@@ -43,6 +45,10 @@ class Templates:
             self._kept[path] = found
         return found
 
+    def forget(self, path: Path) -> None:
+        """Forget the template: its file is not the one that was read."""
+        self._kept.pop(path, None)
+
     def keep(self, template: Template) -> None:
         """Keep a template."""
         while len(self._kept) >= MOST_KEPT:
@@ -52,16 +58,21 @@ class Templates:
 
 def read_template(path: Path) -> Template | None:
     """Read a template; None where no regular file has its name. It blocks."""
-    if (size := files.regular_length(path)) is None:
+    if (identity := files.identity(path)) is None:
         return None
     with files.open_fd(path, os.O_RDONLY) as fd:
-        runs = list(files.data_runs(fd, size))
-        if sum(end - start for start, end in runs) > MOST_READ:
-            return Template(path=path, size=size, blocks=None)
-        blocks = [
-            (offset, block)
-            for start, end in runs
-            for offset in range(start, end, BLOCK)
-            if (block := os.pread(fd, min(BLOCK, end - offset), offset).rstrip(b"\0"))
-        ]
-    return Template(path=path, size=size, blocks=tuple(blocks))
+        return Template(
+            path=path, size=identity.size, blocks=_blocks(fd, identity.size), identity=identity
+        )
+
+
+def _blocks(fd: int, size: int) -> tuple[tuple[int, bytes], ...] | None:
+    runs = list(files.data_runs(fd, size))
+    if sum(end - start for start, end in runs) > MOST_READ:
+        return None
+    return tuple(
+        (offset, block)
+        for start, end in runs
+        for offset in range(start, end, BLOCK)
+        if (block := os.pread(fd, min(BLOCK, end - offset), offset).rstrip(b"\0"))
+    )

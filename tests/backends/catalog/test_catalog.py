@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.backends.catalog import Catalog, DiskIntent
-from cacheagent.errors import CatalogError, DiskNotFoundError
+from cacheagent.backends.catalog.claims import Claim
+from cacheagent.errors import CatalogError, DiskNotFoundError, DiskTooSmallError
 from cacheagent.model import (
     BaseState,
     CachedImage,
@@ -38,6 +39,8 @@ from tests.fakes.values import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from cacheagent.model import Base, Disk
 
 LATER = NOW + timedelta(hours=1)
 EARLIER = NOW - timedelta(hours=1)
@@ -300,6 +303,56 @@ async def test_only_a_disk_that_was_begun_is_finished(catalog: Catalog) -> None:
     """To finish what nobody began is an error, not a disk."""
     with pytest.raises(DiskNotFoundError):
         await catalog.finish_disk(disk_key(1), virtual_size=1, now=NOW)
+
+
+async def test_a_disk_of_a_base_that_is_here_is_claimed(catalog: Catalog) -> None:
+    """Name, image and base are looked up, and the intent is written, in one transaction."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    wanted = disk(disk_key(1), 1, state=DiskState.PENDING)
+    claim = await catalog.claim_disk(
+        wanted, lambda _image, found: replace(wanted, base_id=found.base_id)
+    )
+    assert claim.intent == wanted
+    assert claim.found is not None
+    assert (claim.found[0].image, claim.found[1]) == (glance_image(1), base(1))
+    assert await catalog.disk(disk_key(1)) == wanted
+    assert await catalog.begin_eviction(base_id(1), NOW)
+
+
+async def test_a_name_that_is_taken_is_not_claimed(catalog: Catalog) -> None:
+    """Whatever has the name is given as it is, and stays."""
+    await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
+    claim = await catalog.claim_disk(disk(disk_key(1), 1), lambda *_: disk(disk_key(1), None))
+    assert claim == Claim(there=disk(disk_key(1), 1))
+    assert await catalog.disk(disk_key(1)) == disk(disk_key(1), 1)
+
+
+@pytest.mark.parametrize("state", [BaseState.EVICTING, BaseState.QUARANTINED, None])
+async def test_nothing_is_claimed_without_a_base_that_is_ready(
+    catalog: Catalog, state: BaseState | None
+) -> None:
+    """Who comes too late for a base, or too early, hears so, and leaves no row."""
+    wanted = disk(disk_key(1), 1)
+    if state is not None:
+        await catalog.publish(base(1, state=state), [glance_image(1)], NOW)
+    assert await catalog.claim_disk(wanted, lambda *_: wanted) == Claim()
+    await catalog.intend_image(glance_image(1), NOW)
+    assert await catalog.claim_disk(wanted, lambda *_: wanted) == Claim()
+    assert await catalog.disks() == []
+
+
+async def test_nothing_is_claimed_from_a_base_that_does_not_fit(catalog: Catalog) -> None:
+    """The caller's rules decide, and what they raise leaves nothing."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    wanted = disk(disk_key(1), 1)
+    assert await catalog.claim_disk(wanted, lambda *_: None) == Claim()
+
+    def refuse(_image: CachedImage, _base: Base) -> Disk:
+        raise DiskTooSmallError(required_bytes=2, requested_bytes=1)
+
+    with pytest.raises(DiskTooSmallError):
+        await catalog.claim_disk(wanted, refuse)
+    assert await catalog.disks() == []
 
 
 async def test_disks_are_listed_by_instance(catalog: Catalog) -> None:

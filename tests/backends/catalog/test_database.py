@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -266,4 +267,59 @@ async def test_a_cancelled_caller_leaves_when_its_work_has_ended(path: Path) -> 
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert await database.read(_things) == ["late"]
+    await database.close()
+
+
+async def test_what_waits_becomes_one_transaction(path: Path) -> None:
+    """Writes that wait for one another are committed together; reads see those before them."""
+    started, go, commits = threading.Event(), threading.Event(), []
+
+    def hold(db: sqlite3.Connection) -> None:
+        db.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+        started.set()
+        go.wait()
+
+    database = await Database.open(path, [TABLE])
+    holding = asyncio.create_task(database.read(hold))
+    await asyncio.to_thread(started.wait)
+    writes = [asyncio.create_task(database.write(_insert, f"{number}")) for number in range(3)]
+    await asyncio.sleep(0)
+    reading = asyncio.create_task(database.read(_things))
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(holding, *writes)
+    assert await reading == ["0", "1", "2"]
+    assert commits == ["COMMIT"]
+    await database.close()
+
+
+async def test_error_of_one_undoes_nothing_of_the_others(path: Path) -> None:
+    """What fails has its own error, though it waited with others for the same transaction."""
+    started, go = threading.Event(), threading.Event()
+
+    def hold(_db: sqlite3.Connection) -> None:
+        started.set()
+        go.wait()
+
+    def insert_and_fail(db: sqlite3.Connection) -> None:
+        _insert(db, "undone")
+        raise LookupError
+
+    database = await Database.open(path, [TABLE])
+    holding = asyncio.create_task(database.read(hold))
+    await asyncio.to_thread(started.wait)
+    waiting = [
+        asyncio.create_task(database.write(work))
+        for work in (
+            partial(_insert, thing="before"),
+            insert_and_fail,
+            partial(_insert, thing="after"),
+        )
+    ]
+    await asyncio.sleep(0)
+    go.set()
+    _, before, failed, after = await asyncio.gather(holding, *waiting, return_exceptions=True)
+    assert (before, after) == (None, None)
+    assert isinstance(failed, LookupError)
+    assert await database.read(_things) == ["1", "2"]
     await database.close()
