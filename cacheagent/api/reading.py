@@ -139,6 +139,8 @@ async def _bytes(request: web.Request) -> bytes:
         return b""
     await _invite(request)
     try:
+        if request.content.is_eof():  # it came with its head
+            return await request.read()
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError as error:

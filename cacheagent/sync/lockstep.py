@@ -1,27 +1,42 @@
-"""Work of several steps, done for many at once: all take a step before any takes the next one."""
+"""Work of several steps for many at once: what each waits for is done for all together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from cacheagent.sync.lane import Ended
 
+W = TypeVar("W")
 
-def lockstep(works: Sequence[Generator[None, None, Any]]) -> list[Ended]:
+
+def lockstep(
+    works: Sequence[Generator[W, Any, Any]], do: Callable[[Sequence[W]], Sequence[Ended]]
+) -> list[Ended]:
     """Run each generator to its end, a step of all at a time; give what each returns or raises.
 
-    An error ends the one that it is of, and no other.
+    A generator yields what it wants done. ``do`` gets what all of them want, and gives as many
+    outcomes in the same order; each generator goes on with its own, or with its error raised. An
+    error ends the one that it is of, and no other.
     """
     ended: dict[int, Ended] = {}
-    while going := [number for number in range(len(works)) if number not in ended]:
-        for number in going:
+    going: dict[int, Ended] = dict.fromkeys(range(len(works)), (None, None))
+    while going:
+        wanted: dict[int, W] = {}
+        for number, outcome in going.items():
             try:
-                next(works[number])
+                wanted[number] = _step(works[number], outcome)
             except StopIteration as end:
                 ended[number] = end.value, None
             except BaseException as error:  # noqa: BLE001 -- whatever it is, it is the caller's
                 ended[number] = None, error
+        done = do(tuple(wanted.values())) if wanted else ()
+        going = dict(zip(wanted, done, strict=True))
     return [ended[number] for number in range(len(works))]
+
+
+def _step(work: Generator[W, Any, Any], outcome: Ended) -> W:
+    result, error = outcome
+    return work.send(result) if error is None else work.throw(error)

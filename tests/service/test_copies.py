@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from cacheagent.backends.catalog import DiskIntent
+    from cacheagent.backends.catalog.claims import Claim
     from cacheagent.model import ImageId
     from tests.e2e.gate import Gate
     from tests.fakes.lying_glance import LyingGlance
@@ -106,16 +106,17 @@ async def test_base_that_is_found_damaged_just_then_comes_anew(
         monkeypatch.setattr(rig.parts.qemu, "_sandbox", BUBBLEWRAP)
     spec = DiskSpec(image_id=image_id, size=None, mode=mode, format=disk_format)
     base = (await rig.bases.ensure(image_id, NOBODY)).base
-    intend, todo = rig.parts.catalog.begin_disk, [base]
+    claim_disk, todo = rig.parts.catalog.claim_disk, [base]
 
-    async def damage_then(*arguments: Any) -> DiskIntent:  # noqa: ANN401 -- those of the catalog
-        intent = await intend(*arguments)
+    async def damage_then(*arguments: Any) -> Claim:  # noqa: ANN401 -- those of the catalog
+        claim = await claim_disk(*arguments)
+        assert (claim.intent is not None) == bool(todo)
         if todo:
             rig.clock.now += 1
             await rig.repair.damaged(todo.pop(), "a test says so")
-        return intent
+        return claim
 
-    monkeypatch.setattr(rig.parts.catalog, "begin_disk", damage_then)
+    monkeypatch.setattr(rig.parts.catalog, "claim_disk", damage_then)
     view, created = await rig.disks.create(KEY, spec, NOBODY)
     assert created
     assert view.path.exists()

@@ -184,7 +184,8 @@ def _of_asyncio(task: asyncio.Task[Any]) -> bool:
 def _put_under(life: Life, rig: Rig) -> None:
     """Let the deeds of an agent end with its life."""
     store, catalog = rig.parts.store, rig.parts.catalog._db  # noqa: SLF001 -- all deeds pass there
-    for owner, name in ((store, "_run_in"), (catalog, "read"), (catalog, "write")):
+    deeds = ((store, "_run_in"), (store, "clone_disk"), (catalog, "read"), (catalog, "write"))
+    for owner, name in deeds:
         setattr(owner, name, _mortal(life, getattr(owner, name)))
     parts, opened = store.part, "part"
 

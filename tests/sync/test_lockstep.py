@@ -7,38 +7,59 @@ from typing import TYPE_CHECKING
 from cacheagent.sync.lockstep import lockstep
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+
+    from cacheagent.sync.lane import Ended
 
 
-def counting(
-    name: str, steps: int, seen: list[str], *, error: bool = False
-) -> Generator[None, None, str]:
-    """Work that notes each of its steps, and ends well or with an error."""
-    for step in range(steps):
-        seen.append(f"{name}{step}")
-        yield
-    if error:
-        raise ValueError(name)
-    return name
+class Rounds:
+    """Doubles what is wanted, and remembers what was wanted at the same time; fails for 0."""
+
+    def __init__(self) -> None:
+        self.seen: list[Sequence[int]] = []
+
+    def do(self, wanted: Sequence[int]) -> list[Ended]:
+        """Do what is wanted in one round."""
+        self.seen.append(wanted)
+        return [(each * 2, None) if each else (None, ValueError("zero")) for each in wanted]
+
+
+def counting(*wanted: int) -> Generator[int, int, int]:
+    """Want something in each step, and return the sum of what came of it."""
+    total = 0
+    for each in wanted:
+        total += yield each
+    return total
+
+
+def catching() -> Generator[int, int, str]:
+    """Want what fails, and go on all the same."""
+    try:
+        yield 0
+    except ValueError as error:
+        yield 5
+        return str(error)
+    return "no error"
 
 
 def test_all_take_a_step_before_any_takes_the_next() -> None:
-    """The order is that of the steps; who has fewer of them ends earlier."""
-    seen: list[str] = []
-    works = [counting("a", 2, seen), counting("b", 1, seen), counting("c", 3, seen)]
-    assert lockstep(works) == [("a", None), ("b", None), ("c", None)]
-    assert seen == ["a0", "b0", "c0", "a1", "c1", "c2"]
+    """What the first steps want is done together; who has fewer steps ends earlier."""
+    rounds = Rounds()
+    works = [counting(1, 2), counting(3), counting(4, 5, 6), counting()]
+    assert lockstep(works, rounds.do) == [(6, None), (6, None), (30, None), (0, None)]
+    assert rounds.seen == [(1, 3, 4), (2, 5), (6,)]
 
 
 def test_an_error_is_that_of_one() -> None:
-    """Work that fails has its error as its outcome, and the others go on."""
-    seen: list[str] = []
-    (_, error), other = lockstep([counting("a", 0, seen, error=True), counting("b", 2, seen)])
+    """Work whose step fails is told, and may end by it; the others go on."""
+    rounds = Rounds()
+    (_, error), other, caught = lockstep([counting(0, 1), counting(2, 3), catching()], rounds.do)
     assert isinstance(error, ValueError)
-    assert other == ("b", None)
-    assert seen == ["b0", "b1"]
+    assert other == (10, None)
+    assert caught == ("zero", None)
+    assert rounds.seen == [(0, 2, 0), (3, 5)]
 
 
 def test_nothing_to_do() -> None:
     """No work has no outcome."""
-    assert lockstep([]) == []
+    assert lockstep([], Rounds().do) == []

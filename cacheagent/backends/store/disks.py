@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from cacheagent.backends.store.templates import Template
 from cacheagent.model import Base, DiskFormat, DiskKey
 from cacheagent.policy.layout import unfinished
 from cacheagent.policy.verification import has_right_length
+from cacheagent.sync.lane import attempt
 from cacheagent.sync.lockstep import lockstep
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from cacheagent.backends.store.files import Identity
     from cacheagent.policy.layout import Layout
     from cacheagent.sync.lane import Ended
+
+
+SYNCS = 8
+"""Files and folders that are brought to the device at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,11 @@ class DiskFiles:
         self._mode = mode
         # Between the making of a folder and that of its first file, nobody removes the folder.
         self._folders = threading.Lock()
+        self._syncs = ThreadPoolExecutor(SYNCS - 1, "store-sync")
+
+    def close(self) -> None:
+        """End the threads; nothing is being made any more."""
+        self._syncs.shutdown()
 
     def begin(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Make the empty file that becomes the disk, and give its unfinished name."""
@@ -68,17 +79,18 @@ class DiskFiles:
     def clone_all(self, clones: Sequence[Clone]) -> list[Ended]:
         """Make disks as copies of their templates; see ``Store.clone_disk``.
 
-        All of them take each step together: of those that wait for the device, the first brings
-        most of what the others want. What all need is done once: a look at base and template, the
-        fsync of the folder that theirs lie in.
+        All of them wait for the device together, and what all need is done once: a look at base
+        and template, the fsync of the folder that theirs lie in.
         """
         look = cache(files.identity)
-        settle = cache(partial(files.sync_folder, self._layout.instances_dir))
-        return lockstep([self._clone(clone, look, settle) for clone in clones])
+        with contextlib.ExitStack() as stack:
+            parent = cache(partial(_opened, self._layout.instances_dir, stack))
+            return lockstep([self._clone(each, look, parent) for each in clones], self._sync)
 
     def _clone(
-        self, clone: Clone, look: Callable[[Path], Identity | None], settle: Callable[[], None]
-    ) -> Generator[None, None, bool]:
+        self, clone: Clone, look: Callable[[Path], Identity | None], parent: Callable[[], int]
+    ) -> Generator[tuple[int, ...], None, bool]:
+        """Make one disk; it yields what has to be brought to the device before it goes on."""
         if look(clone.template.path) != clone.template.identity:
             return False
         if (base := clone.base) is not None:
@@ -94,17 +106,27 @@ class DiskFiles:
         ):
             try:
                 _fill(file, clone.template)
-                yield
-                self._finish(file)
+                self._give_rights(file)
+                yield (file, parent()) if new else (file,)
             finally:
                 os.close(file)
-            yield
             _rename(folder, making, path)
-            yield
-            os.fsync(folder)
-            if new:
-                settle()
+            yield (folder,)
         return True
+
+    def _sync(self, wanted: Sequence[tuple[int, ...]]) -> list[Ended]:
+        """Bring to the device what is wanted, each once and several at the same time.
+
+        What file systems do for one fsync, a commit of their journal and a flush of the device,
+        serves those that wait with it.
+        """
+        fds = sorted({fd for each in wanted for fd in each})
+        groups = [group for start in range(SYNCS) if (group := fds[start::SYNCS])]
+        others = [self._syncs.submit(_sync_each, group) for group in groups[1:]]
+        errors = _sync_each(groups[0])
+        for other in others:
+            errors |= other.result()
+        return [(None, next((errors[fd] for fd in each if fd in errors), None)) for each in wanted]
 
     def finish(self, key: DiskKey, disk_format: DiskFormat) -> Path:
         """Give the unfinished file its rights and the name of the disk; see ``finish_disk``."""
@@ -112,7 +134,8 @@ class DiskFiles:
         making = unfinished(path)
         with files.foreign_errors(), files.open_folder(path.parent) as folder:
             with files.open_fd(making.name, os.O_RDONLY, folder=folder) as fd:
-                self._finish(fd)
+                self._give_rights(fd)
+                os.fsync(fd)
             _rename(folder, making, path)
             os.fsync(folder)
         return path
@@ -133,10 +156,9 @@ class DiskFiles:
                 file = os.open(making.name, flags, 0o600, dir_fd=folder)
             yield folder, file, new
 
-    def _finish(self, fd: int) -> None:
+    def _give_rights(self, fd: int) -> None:
         files.give_group(fd, self._group)
         os.fchmod(fd, self._mode)
-        os.fsync(fd)
 
     def remove(self, key: DiskKey, names: Iterable[str]) -> None:
         """Remove files of the instance, and its folder where they were all that was in it."""
@@ -158,6 +180,19 @@ class DiskFiles:
                 os.fsync(fd)
                 return
         files.sync_folder(folder.parent)
+
+
+def _opened(folder: Path, stack: contextlib.ExitStack) -> int:
+    """Open the folder of all instances, which may be a link that the operator made."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _sync_each(fds: Sequence[int]) -> dict[int, BaseException]:
+    """Bring each to the device, and give the errors by descriptor."""
+    outcomes = [(fd, attempt(partial(os.fsync, fd))) for fd in fds]
+    return {fd: error for fd, (_, error) in outcomes if error is not None}
 
 
 def _fill(file: int, template: Template) -> None:

@@ -6,6 +6,7 @@ complete, or has a name that ``policy.layout`` knows as unfinished.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -127,6 +128,7 @@ class Store:
         """Let the state folder go; work that is under way ends first."""
         for lane in (self._clones, self._short, self._long, self._copies):
             await lane.close()
+        await asyncio.to_thread(self._disk_files.close)
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None

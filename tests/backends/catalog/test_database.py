@@ -311,9 +311,9 @@ async def test_error_of_one_undoes_nothing_of_the_others(path: Path) -> None:
     waiting = [
         asyncio.create_task(database.write(work))
         for work in (
-            partial(_insert, thing="before"),
+            partial(_insert, thing="1"),
             insert_and_fail,
-            partial(_insert, thing="after"),
+            partial(_insert, thing="2"),
         )
     ]
     await asyncio.sleep(0)
