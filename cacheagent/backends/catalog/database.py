@@ -171,6 +171,8 @@ def _open_file(path: Path, migrations: Sequence[str], *, set_aside: Path | None)
         # A crash of the machine may cost the last transactions and no more; the files tell them.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        # To bring the journal home holds up whoever waits, some milliseconds: in 16 MiB, not in 4.
+        connection.execute("PRAGMA wal_autocheckpoint = 4096")
         connection.execute("PRAGMA foreign_keys = ON")
         _check(connection)
         begun_anew = _migrate(connection, path, migrations)
