@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks import orphans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"}
 """What Python tells an audit hook when a process is started (Python's audit events table)."""
@@ -58,20 +58,35 @@ def spend(*words: str | Path, what: str = "") -> Cost:
 
     Raises: ``CalledProcessError`` where it fails; what it said is on stderr.
     """
+    return spend_at_once([words], what=what or str(words[0]))
+
+
+def spend_at_once(commands: Sequence[Sequence[str | Path]], what: str) -> Cost:
+    """Run commands side by side until the last one ends, and give what they cost together.
+
+    Raises: ``CalledProcessError`` where one fails; what it said is on stderr.
+    """
+    cost = Cost(what=what, written=0, processes=len(commands))
     begun = time.perf_counter()
-    with subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL) as child:
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - begun
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, [str(word) for word in words])
-    return Cost(
-        what=what or str(words[0]),
-        wall=wall,
-        cpu=used.ru_utime + used.ru_stime,
-        written=used.ru_oublock * _BLOCK,
-        processes=1,
-    )
+    children = [_started(words) for words in commands]
+    used = [_ended(child) for child in children]
+    cost.wall = time.perf_counter() - begun
+    cost.cpu = sum(each.ru_utime + each.ru_stime for each in used)
+    cost.written = sum(each.ru_oublock for each in used) * _BLOCK
+    for child in children:
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, child.args)
+    return cost
+
+
+def _started(words: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
+
+
+def _ended(child: subprocess.Popen[bytes]) -> resource.struct_rusage:
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return used
 
 
 @contextlib.contextmanager

@@ -1,34 +1,38 @@
-"""What a guest pays at its first boot: scattered reads and writes through a fresh overlay.
+"""What a guest pays at its first boot: reads through a fresh overlay, and first writes into it.
 
-The bases hold the same content: raw, qcow2, and compressed qcow2 as cloud images come. The reads
-go past the page cache, as those of a guest with ``cache=none`` do.
+The bases hold the same content: raw, qcow2, and compressed qcow2 as cloud images come. A cold base
+is read past the page cache, as a guest with ``cache=none`` does; a warm one lies in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.costs import Cost, spend
+from benchmarks.costs import Cost, spend, spend_at_once
 from benchmarks.figures import Figure, Run
 from benchmarks.gallery import MIB, Gallery
 from benchmarks.residency import forget
+from cacheagent.config import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-READ = 16 << 10
-WRITE = 4 << 10
+KIB = 1 << 10
+BY_ITSELF = "cluster_size=64k"
+"""What qemu-img does without being told."""
+
 OPTIONS = (
-    "cluster_size=64k",
-    "cluster_size=128k",
     "cluster_size=64k,extended_l2=on",
+    "cluster_size=128k",
     "cluster_size=128k,extended_l2=on",
     "cluster_size=2M",
-    "cluster_size=2M,extended_l2=on",
 )
-"""Of overlays; the first one is what qemu-img does by itself."""
+"""Of overlays, to be set beside that."""
+
+CROWD = 4
+"""Guests that boot at once."""
 
 _GOLDEN = 0.618
 """Steps of this part of the image come everywhere, and nowhere twice."""
@@ -45,10 +49,11 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """What a guest has: an overlay with options, over a base."""
+    """What a guest has: an overlay with options, over a base; and how many of them there are."""
 
     base: Base
-    options: str
+    options: str = BY_ITSELF
+    number: int = 1
 
     @property
     def name(self) -> str:
@@ -58,23 +63,43 @@ class Guest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Scattered reads, or writes, of so many bytes each."""
+    """Requests of ``size`` bytes, ``total`` in all: scattered, or one behind the other."""
 
     size: int
-    number: int
+    total: int
     step: int
     writes: bool = False
+    warm: bool = False
 
     @property
     def name(self) -> str:
         """Say how much is done."""
-        return f"{self.number * self.size // MIB} MiB {'written' if self.writes else 'read'}"
+        size = f"{self.size // MIB} MiB" if self.size >= MIB else f"{self.size // KIB} KiB"
+        where = "in order" if self.step == self.size else "scattered"
+        done = "written" if self.writes else "read"
+        return f"{self.total // MIB} MiB {done} by {size}, {where}{', warm' if self.warm else ''}"
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The command that does it, but for the overlay."""
+        number, cache = str(self.total // self.size), "writeback" if self.warm else "none"
+        words = ["qemu-img", "bench", "-f", "qcow2", "-t", cache, "-d", "4", "-c", number]
+        words += ["-s", str(self.size), "-S", str(self.step)]
+        return [*words, "-w"] if self.writes else words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paid:
+    """What a guest paid: the cost, and the bytes that its overlay takes then."""
+
+    cost: Cost
+    allocated: int
 
 
 def measure(run: Run) -> None:
-    """Read and write through overlays of each base, and of each kind."""
+    """Read through overlays of each base; write into those of each kind."""
     gallery = Gallery(run.folder)
-    image = run.scale(2048, 16) * MIB
+    image = run.scale(1024, 16) * MIB
     raw = gallery.raw(image)
     bases = [
         Base(name="raw", path=raw, disk_format="raw"),
@@ -85,50 +110,118 @@ def measure(run: Run) -> None:
             disk_format="qcow2",
         ),
     ]
-    guests = [Guest(base=base, options=OPTIONS[0]) for base in bases]
-    guests += [Guest(base=bases[0], options=options) for options in OPTIONS[1:]]
-    _measured(run, guests, _access(image, READ, run.scale(200, 1) * MIB))
-    _measured(run, guests, _access(image, WRITE, run.scale(16, 1) * MIB, writes=True))
+    _tell_bases(run, bases)
+    readers = [Guest(base=base) for base in bases]
+    for access in _reads(run, image):
+        _tell(run, access, _measured(run, readers, access))
+    for access in _reads_of_many(run, image):
+        crowd = [replace(guest, number=run.scale(CROWD, 2)) for guest in readers]
+        _tell(run, access, _measured(run, crowd, access))
+    writers = [Guest(base=bases[0], options=options) for options in (BY_ITSELF, *OPTIONS)]
+    writers += [replace(readers[-1], options=options) for options in _defaults()]
+    for access in _writes(run, image):
+        _tell(run, access, _measured(run, writers, access))
 
 
-def _access(image: int, size: int, total: int, *, writes: bool = False) -> Access:
+def _defaults() -> Sequence[str]:
+    """Give what overlays have if nobody says otherwise, beside what qemu-img does."""
+    return tuple(dict.fromkeys((BY_ITSELF, Config().overlay.options or BY_ITSELF)))
+
+
+def _reads(run: Run, image: int) -> Iterator[Access]:
+    total = run.scale(200, 1) * MIB
+    yield _scattered(image, 4 * KIB, run.scale(32, 1) * MIB)
+    for size in (16 * KIB, 64 * KIB, MIB):
+        yield _scattered(image, size, total)
+    yield Access(size=MIB, total=total, step=MIB)
+    yield replace(_scattered(image, 16 * KIB, total), warm=True)
+
+
+def _reads_of_many(run: Run, image: int) -> Iterator[Access]:
+    one = _scattered(image, 64 * KIB, run.scale(200, 1) * MIB)
+    yield one
+    yield replace(one, warm=True)
+
+
+def _writes(run: Run, image: int) -> Iterator[Access]:
+    few, many = run.scale(8, 1) * MIB, run.scale(200, 1) * MIB
+    for scattered in (_scattered(image, 4 * KIB, few), _scattered(image, MIB, many)):
+        yield replace(scattered, writes=True)
+        yield replace(scattered, writes=True, step=scattered.size)
+
+
+def _scattered(image: int, size: int, total: int) -> Access:
     # An odd number of steps shares no factor with the length of the image.
-    step = (int(image * _GOLDEN) // size | 1) * size
-    return Access(size=size, number=total // size, step=step, writes=writes)
+    return Access(size=size, total=total, step=(int(image * _GOLDEN) // size | 1) * size)
 
 
-def _measured(run: Run, guests: Sequence[Guest], access: Access) -> None:
-    """Set each guest beside the first one; they take turns, so that each has the same weather."""
-    overlay = run.folder / "overlay.qcow2"
-    rounds = [[_cost(guest, access, overlay) for guest in guests] for _ in range(run.scale(5, 1))]
-    costs = [
-        sorted(turns, key=lambda cost: cost.wall)[len(rounds) // 2]
-        for turns in zip(*rounds, strict=True)
-    ]
-    run.costs += costs
-    for guest, cost in zip(guests[1:], costs[1:], strict=True):
-        figures = {"": (cost.wall, costs[0].wall), ", CPU": (cost.cpu, costs[0].cpu)}
-        run.figures += [
-            Figure(
-                what=f"{access.name}, {guest.name}{kind}",
-                measured=measured,
-                unit="s",
-                reference=reference,
-                beside=guests[0].name,
-            )
-            for kind, (measured, reference) in figures.items()
-        ]
+def _measured(run: Run, guests: Sequence[Guest], access: Access) -> Sequence[tuple[Guest, Paid]]:
+    """Let the guests take turns, so that each has the same weather; give the median of each."""
+    rounds = [[_pay(guest, access, run.folder) for guest in guests] for _ in range(run.scale(5, 1))]
+    turns = [sorted(paid, key=lambda one: one.cost.wall) for paid in zip(*rounds, strict=True)]
+    found = [paid[len(rounds) // 2] for paid in turns]
+    run.costs += [paid.cost for paid in found]
+    return list(zip(guests, found, strict=True))
 
 
-def _cost(guest: Guest, access: Access, overlay: Path) -> Cost:
+def _pay(guest: Guest, access: Access, folder: Path) -> Paid:
     """Let the guest boot, with an overlay that nobody has used."""
     base = guest.base
-    words = ("qemu-img", "create", "-q", "-f", "qcow2", "-o", guest.options)
-    spend(*words, "-F", base.disk_format, "-b", base.path, overlay)
-    forget(base.path)
-    bench = ["qemu-img", "bench", "-f", "qcow2", "-t", "none", "-d", "4"]
-    bench += ["-c", str(access.number), "-s", str(access.size), "-S", str(access.step)]
-    bench += ["-w"] if access.writes else []
-    cost = spend(*bench, overlay, what=f"{access.name}, {guest.name}")
-    overlay.unlink()
-    return cost
+    overlays = [folder / f"overlay-{number}.qcow2" for number in range(guest.number)]
+    for overlay in overlays:
+        words = ("qemu-img", "create", "-q", "-f", "qcow2", "-o", guest.options)
+        spend(*words, "-F", base.disk_format, "-b", base.path, overlay)
+    if access.warm:
+        spend("cat", base.path)
+    else:
+        forget(base.path)
+    what = f"{_who(guest)}{access.name}, {guest.name}"
+    cost = spend_at_once([(*access.words, overlay) for overlay in overlays], what=what)
+    allocated = sum(_allocated(overlay) for overlay in overlays)
+    for overlay in overlays:
+        overlay.unlink()
+    return Paid(cost=cost, allocated=allocated)
+
+
+def _who(guest: Guest) -> str:
+    return "" if guest.number == 1 else f"{guest.number} guests at once, each "
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def _tell_bases(run: Run, bases: Sequence[Base]) -> None:
+    """Say what each base takes of the disk."""
+    run.figures += [
+        Figure(
+            what=f"a base of {bases[0].path.stat().st_size // MIB} MiB, {base.name}",
+            measured=_allocated(base.path) / MIB,
+            unit="MiB",
+            reference=_allocated(bases[0].path) / MIB,
+            beside=bases[0].name,
+        )
+        for base in bases[1:]
+    ]
+
+
+def _tell(run: Run, access: Access, found: Sequence[tuple[Guest, Paid]]) -> None:
+    """Set each guest beside the first one."""
+    (first, reference), *others = found
+    for guest, paid in others:
+        rows = [
+            ("", "s", paid.cost.wall, reference.cost.wall),
+            (", CPU", "s", paid.cost.cpu, reference.cost.cpu),
+        ]
+        if access.writes:
+            rows.append((", overlay", "MiB", paid.allocated / MIB, reference.allocated / MIB))
+        run.figures += [
+            Figure(
+                what=f"{_who(guest)}{access.name}, {guest.name}{kind}",
+                measured=measured,
+                unit=unit,
+                reference=beside,
+                beside=first.name,
+            )
+            for kind, unit, measured, beside in rows
+        ]

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,8 @@ from tests.e2e.agent import agent_on, without_keystone
 from tests.fakes.images import made_by_qemu
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.e2e.agent import Agent
     from tests.fakes.lying_glance import LyingGlance
 
@@ -52,7 +53,7 @@ async def restart(agent: Agent, *, catalog: bool = True) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 async def test_agent_knows_its_disks_again(glance: LyingGlance, options: str) -> None:
-    """Without its catalog the agent reads from the disk which base it needs, and how large it is."""
+    """Without its catalog the agent reads from a disk which base it needs, and its size."""
     image = glance.add(os.urandom(MIB), disk_format="raw")
     settings = without_keystone(glance.url, overlay={"options": options})
     async with agent_on(settings) as agent:
@@ -110,9 +111,7 @@ async def test_other_defaults_leave_alone_what_is_here(
     qcow2 = made_by_qemu(tmp_path / "image", "qcow2", "", os.urandom(MIB)).read_bytes()
     image = glance.add(qcow2, disk_format="qcow2")
     key = f"{uuid.uuid4()}/root"
-    settings = without_keystone(
-        glance.url, images={"base_format": older}, overlay={"options": old}
-    )
+    settings = without_keystone(glance.url, images={"base_format": older}, overlay={"options": old})
     async with agent_on(settings) as agent:
         first = (await agent.create(image, key)).body
         agent.settings = {

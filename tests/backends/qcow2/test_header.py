@@ -20,6 +20,9 @@ from tests.needs import require_programs
 if TYPE_CHECKING:
     from pathlib import Path
 
+COMPRESSION_TYPE, EXTENDED_L2 = 1 << 3, 1 << 4
+"""Incompatible features, as QEMU's docs/interop/qcow2.txt numbers them."""
+
 
 def _create(path: Path, *arguments: str) -> Path:
     require_programs("qemu-img")
@@ -47,6 +50,31 @@ def test_an_overlay_names_its_backing_file(tmp_path: Path) -> None:
         header = read_header(_create(tmp_path / f"overlay-{compat}.qcow2", *options))
         assert header.backing_file == "bäse.qcow2"
         assert header.version == (2 if compat == "0.10" else 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "bits", "features"),
+    [
+        ("cluster_size=512", 9, 0),
+        ("cluster_size=2M", 21, 0),
+        ("cluster_size=16k,extended_l2=on", 14, EXTENDED_L2),
+        ("cluster_size=128k,extended_l2=on", 17, EXTENDED_L2),
+        ("compression_type=zstd", 16, COMPRESSION_TYPE),
+    ],
+)
+def test_an_overlay_of_other_clusters_is_read(
+    tmp_path: Path, options: str, bits: int, features: int
+) -> None:
+    """Clusters of any size, with and without subclusters, hide neither base nor size."""
+    base = _create(tmp_path / "base.qcow2")
+    made = ("-o", options, "-b", str(base), "-F", "qcow2")
+    assert read_header(_create(tmp_path / "overlay.qcow2", *made)) == Qcow2Header(
+        version=3,
+        virtual_size=1 << 30,
+        cluster_bits=bits,
+        backing_file=str(base),
+        incompatible_features=features,
+    )
 
 
 def test_an_external_data_file_is_told(tmp_path: Path) -> None:
