@@ -14,7 +14,6 @@ from benchmarks.costs import Cost, spend, spend_at_once
 from benchmarks.figures import Figure, Run
 from benchmarks.gallery import MIB, Gallery
 from benchmarks.residency import forget
-from cacheagent.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +24,6 @@ BY_ITSELF = "cluster_size=64k"
 
 OPTIONS = (
     "cluster_size=64k,extended_l2=on",
-    "cluster_size=128k",
     "cluster_size=128k,extended_l2=on",
     "cluster_size=2M",
 )
@@ -58,33 +56,40 @@ class Guest:
     @property
     def name(self) -> str:
         """Say so."""
-        return f"{self.options} over {self.base.name}"
+        who = f"by each of {self.number} guests at once, " if self.number > 1 else ""
+        options = "" if self.options == BY_ITSELF else f"{self.options} "
+        return f"{who}{options}over {self.base.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Requests of ``size`` bytes, ``total`` in all: scattered, or one behind the other."""
+    """Requests of ``size`` bytes, ``total`` in all: scattered, or one behind the other.
+
+    Four are under way at a time. ``flushed``: each is made durable before the next begins.
+    """
 
     size: int
     total: int
     step: int
     writes: bool = False
+    flushed: bool = False
     warm: bool = False
 
     @property
     def name(self) -> str:
         """Say how much is done."""
         size = f"{self.size // MIB} MiB" if self.size >= MIB else f"{self.size // KIB} KiB"
-        where = "in order" if self.step == self.size else "scattered"
         done = "written" if self.writes else "read"
-        return f"{self.total // MIB} MiB {done} by {size}, {where}{', warm' if self.warm else ''}"
+        where = "in order" if self.step == self.size else "scattered"
+        how = f"{', flushed' if self.flushed else ''}{', warm' if self.warm else ''}"
+        return f"{self.total // MIB} MiB {done} by {size}, {where}{how}"
 
     @property
     def words(self) -> Sequence[str]:
         """The command that does it, but for the overlay."""
-        number, cache = str(self.total // self.size), "writeback" if self.warm else "none"
-        words = ["qemu-img", "bench", "-f", "qcow2", "-t", cache, "-d", "4", "-c", number]
-        words += ["-s", str(self.size), "-S", str(self.step)]
+        words = ["qemu-img", "bench", "-f", "qcow2", "-t", "writeback" if self.warm else "none"]
+        words += ["-c", str(self.total // self.size), "-s", str(self.size), "-S", str(self.step)]
+        words += ["-d", "1", "--flush-interval", "1"] if self.flushed else ["-d", "4"]
         return [*words, "-w"] if self.writes else words
 
 
@@ -118,14 +123,8 @@ def measure(run: Run) -> None:
         crowd = [replace(guest, number=run.scale(CROWD, 2)) for guest in readers]
         _tell(run, access, _measured(run, crowd, access))
     writers = [Guest(base=bases[0], options=options) for options in (BY_ITSELF, *OPTIONS)]
-    writers += [replace(readers[-1], options=options) for options in _defaults()]
     for access in _writes(run, image):
-        _tell(run, access, _measured(run, writers, access))
-
-
-def _defaults() -> Sequence[str]:
-    """Give what overlays have if nobody says otherwise, beside what qemu-img does."""
-    return tuple(dict.fromkeys((BY_ITSELF, Config().overlay.options or BY_ITSELF)))
+        _tell(run, access, _measured(run, [*writers, readers[-1]], access))
 
 
 def _reads(run: Run, image: int) -> Iterator[Access]:
@@ -133,7 +132,6 @@ def _reads(run: Run, image: int) -> Iterator[Access]:
     yield _scattered(image, 4 * KIB, run.scale(32, 1) * MIB)
     for size in (16 * KIB, 64 * KIB, MIB):
         yield _scattered(image, size, total)
-    yield Access(size=MIB, total=total, step=MIB)
     yield replace(_scattered(image, 16 * KIB, total), warm=True)
 
 
@@ -144,10 +142,11 @@ def _reads_of_many(run: Run, image: int) -> Iterator[Access]:
 
 
 def _writes(run: Run, image: int) -> Iterator[Access]:
-    few, many = run.scale(8, 1) * MIB, run.scale(200, 1) * MIB
-    for scattered in (_scattered(image, 4 * KIB, few), _scattered(image, MIB, many)):
-        yield replace(scattered, writes=True)
-        yield replace(scattered, writes=True, step=scattered.size)
+    small = replace(_scattered(image, 4 * KIB, run.scale(8, 1) * MIB), writes=True)
+    yield small
+    yield replace(small, step=small.size)
+    yield replace(small, step=small.size, flushed=True)
+    yield replace(_scattered(image, MIB, run.scale(200, 1) * MIB), writes=True)
 
 
 def _scattered(image: int, size: int, total: int) -> Access:
@@ -175,16 +174,12 @@ def _pay(guest: Guest, access: Access, folder: Path) -> Paid:
         spend("cat", base.path)
     else:
         forget(base.path)
-    what = f"{_who(guest)}{access.name}, {guest.name}"
+    what = f"{access.name}, {guest.name}"
     cost = spend_at_once([(*access.words, overlay) for overlay in overlays], what=what)
     allocated = sum(_allocated(overlay) for overlay in overlays)
     for overlay in overlays:
         overlay.unlink()
     return Paid(cost=cost, allocated=allocated)
-
-
-def _who(guest: Guest) -> str:
-    return "" if guest.number == 1 else f"{guest.number} guests at once, each "
 
 
 def _allocated(path: Path) -> int:
@@ -209,15 +204,14 @@ def _tell(run: Run, access: Access, found: Sequence[tuple[Guest, Paid]]) -> None
     """Set each guest beside the first one."""
     (first, reference), *others = found
     for guest, paid in others:
-        rows = [
-            ("", "s", paid.cost.wall, reference.cost.wall),
-            (", CPU", "s", paid.cost.cpu, reference.cost.cpu),
-        ]
+        rows = [("", "s", paid.cost.wall, reference.cost.wall)]
         if access.writes:
             rows.append((", overlay", "MiB", paid.allocated / MIB, reference.allocated / MIB))
+        else:
+            rows.append((", CPU", "s", paid.cost.cpu, reference.cost.cpu))
         run.figures += [
             Figure(
-                what=f"{_who(guest)}{access.name}, {guest.name}{kind}",
+                what=f"{access.name}, {guest.name}{kind}",
                 measured=measured,
                 unit=unit,
                 reference=beside,
