@@ -119,6 +119,6 @@ class Live:
                 await noting
 
     async def _note_changes(self, watcher: Watcher) -> None:
-        async for event in watcher.events():
-            if event.path == self._path and event.kind in _CHANGES:
+        async for events in watcher.events():
+            if any(event.path == self._path and event.kind in _CHANGES for event in events):
                 self.ask()

@@ -3,6 +3,9 @@
 A watch is of one folder, and not of those below it; ``watch_tree`` makes one for each of them. The
 kernel may drop events, and so may we where nobody takes them: then an ``OVERFLOW`` says that
 anything may have happened. Whoever reads events looks again, and never takes silence for a proof.
+
+pyinotify makes the watches. What the kernel says is read here: its own reader takes ten times as
+long for each event, and forgets all that it has read at a name that is no UTF-8.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import enum
 import logging
 import os
+import struct
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
 with warnings.catch_warnings():
@@ -37,6 +41,12 @@ _MOST_WAITING = 16384
 
 _GATHER = 0.05
 """Seconds in which further events are let come: to read them one by one costs more than they do."""
+
+_MOST_READ = 1 << 20
+"""Bytes that are read at once: about as many as all that the kernel keeps by default."""
+
+_HEAD = struct.Struct("iIII")
+"""``struct inotify_event`` (inotify(7)): descriptor, mask, cookie, length of the name behind it."""
 
 
 class FileEventKind(enum.Enum):
@@ -73,6 +83,7 @@ _GONE = {
     pyinotify.IN_UNMOUNT: FileEventKind.UNMOUNTED,
 }
 _FOLDER = pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_ONLYDIR
+_BITS = sum(_KINDS) | sum(_GONE)
 _WITH_MODIFIED = sum(_KINDS) | _FOLDER
 _MASK = _WITH_MODIFIED & ~pyinotify.IN_MODIFY
 
@@ -104,9 +115,8 @@ _OVERFLOW = FileEvent(FileEventKind.OVERFLOW, None, is_folder=False)
 class Watcher:
     """Watches folders on behalf of one reader of ``events``. Build it by ``open``.
 
-    It belongs to the event loop that opened it. pyinotify looks at the file system here and
-    there, so all its work is done by one thread, in order: an event never meets a watch that is
-    half made. pyinotify's own adapter for asyncio would do it on the loop.
+    It belongs to the event loop that opened it. All that touches the file system is done by one
+    thread, in order: an event never meets a watch that is half made.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, manager: pyinotify.WatchManager) -> None:
@@ -114,10 +124,10 @@ class Watcher:
         self._thread = thread
         self._manager = manager
         self._fd: int = manager.get_fd()
-        self._notifier = pyinotify.Notifier(manager, lambda _event: self._seen.append(_OVERFLOW))
         self._descriptors: dict[Path, int] = {}
-        self._seen: list[FileEvent] = []
-        self._waiting: asyncio.Queue[FileEvent | None] = asyncio.Queue()
+        self._folders: dict[int, Path] = {}
+        self._waiting: list[FileEvent] = []
+        self._news = asyncio.Event()
         self._closed = False
         self._loop.add_reader(self._fd, self._readable)
 
@@ -153,8 +163,8 @@ class Watcher:
             mask = _WITH_MODIFIED if modified else _MASK
             await self._loop.run_in_executor(self._thread, self._add, folder, mask)
 
-    async def watch_tree(self, root: Path, *, skip: AbstractSet[Path] = frozenset()) -> Tree:
-        """Watch a folder and all below it, but for those in ``skip`` and what is below them.
+    async def watch_tree(self, *roots: Path, skip: AbstractSet[Path] = frozenset()) -> Tree:
+        """Watch folders and all below them, but for those in ``skip`` and what is below them.
 
         Links to folders are not followed. Each folder is listed when its watch stands: whatever
         comes into it is in the result, or becomes an event, or both. One that goes meanwhile is
@@ -162,34 +172,42 @@ class Watcher:
         """
         if self._closed:
             return Tree((), {})
-        return await self._loop.run_in_executor(self._thread, self._add_tree, root, skip)
+        return await self._loop.run_in_executor(self._thread, self._add_trees, roots, skip)
 
-    async def unwatch(self, folder: Path) -> None:
-        """Watch a folder no longer; nothing happens where it is not watched.
+    async def unwatch(self, *folders: Path) -> None:
+        """Watch folders no longer; nothing happens where they are not watched.
 
         Events that were read before may still come.
         """
         if not self._closed:
-            await self._loop.run_in_executor(self._thread, self._remove, folder)
+            await self._loop.run_in_executor(self._thread, self._remove, folders)
 
-    async def unwatch_tree(self, root: Path) -> None:
-        """Do the same with a folder and all below it; it looks at every folder that is watched."""
+    async def unwatch_tree(self, *roots: Path) -> None:
+        """Do the same with folders and all below; it looks once at every folder that is watched."""
         if not self._closed:
-            await self._loop.run_in_executor(self._thread, self._remove_tree, root)
+            await self._loop.run_in_executor(self._thread, self._remove_trees, roots)
 
-    async def events(self) -> AsyncGenerator[FileEvent, None]:
-        """Give events as they come, until ``close``. One reader at a time."""
-        while (event := await self._waiting.get()) is not None:
-            yield event
+    async def events(self) -> AsyncGenerator[Sequence[FileEvent], None]:
+        """Give all events that wait, in order, whenever there are some, until ``close``.
+
+        One reader at a time. What comes while it works on some is together the next that it gets.
+        """
+        while self._waiting or not self._closed:
+            if self._waiting:
+                events, self._waiting = self._waiting, []
+                yield events
+            else:
+                self._news.clear()
+                await self._news.wait()
 
     def close(self) -> None:
         """End all watches, and ``events`` behind what was read until now. It does not wait."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._fd)
-            self._thread.submit(self._notifier.stop)
+            self._thread.submit(self._manager.close)
             self._thread.shutdown(wait=False)
-            self._waiting.put_nowait(None)
+            self._news.set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -211,15 +229,12 @@ class Watcher:
         if self._closed:
             return
         for event in reading.result():
-            self._put(event)
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting.append(event)
+            else:
+                self._waiting = [_OVERFLOW]
+        self._news.set()
         self._loop.add_reader(self._fd, self._readable)
-
-    def _put(self, event: FileEvent) -> None:
-        if self._waiting.qsize() >= _MOST_WAITING:
-            while not self._waiting.empty():
-                self._waiting.get_nowait()
-            event = _OVERFLOW
-        self._waiting.put_nowait(event)
 
     # What follows runs in the thread.
 
@@ -227,17 +242,17 @@ class Watcher:
         if folder in self._descriptors:
             return
         try:
-            added = self._manager.add_watch(
-                str(folder), mask, lambda event: self._take(folder, event), quiet=False
-            )
+            added = self._manager.add_watch(str(folder), mask, quiet=False)
         except (pyinotify.WatchManagerError, UnicodeError) as error:
             raise OSError(f"cannot watch {folder}: {error}") from error
-        self._descriptors[folder] = next(iter(added.values()))
+        descriptor = next(iter(added.values()))
+        self._descriptors[folder] = descriptor
+        self._folders[descriptor] = folder
 
-    def _add_tree(self, root: Path, skip: AbstractSet[Path]) -> Tree:
+    def _add_trees(self, roots: tuple[Path, ...], skip: AbstractSet[Path]) -> Tree:
         files: list[Path] = []
         unwatched: dict[Path, str] = {}
-        todo = [root]
+        todo = list(roots)
         while todo:
             folder = todo.pop()
             try:
@@ -256,40 +271,60 @@ class Watcher:
             todo += [each for each in folders if each not in skip]
         return Tree(tuple(files), unwatched)
 
-    def _remove(self, folder: Path) -> None:
-        descriptor = self._descriptors.pop(folder, None)
-        if descriptor is not None:
-            self._manager.rm_watch(descriptor)
+    def _remove(self, folders: Iterable[Path]) -> None:
+        for folder in folders:
+            descriptor = self._descriptors.pop(folder, None)
+            if descriptor is not None:
+                self._folders.pop(descriptor, None)
+                self._manager.rm_watch(descriptor)
 
-    def _remove_tree(self, root: Path) -> None:
-        self._remove(root)
-        below = f"{root}{os.sep}"
-        for folder in [each for each in self._descriptors if str(each).startswith(below)]:
-            self._remove(folder)
+    def _remove_trees(self, roots: tuple[Path, ...]) -> None:
+        below = tuple(f"{root}{os.sep}" for root in roots)
+        self._remove(roots)
+        self._remove([each for each in self._descriptors if str(each).startswith(below)])
 
     def _read(self) -> list[FileEvent]:
-        self._seen = []
+        events = []
         try:
-            self._notifier.read_events()
-        except (pyinotify.NotifierError, UnicodeDecodeError):
-            # A name that is no UTF-8 costs us everything that was read with it.
-            self._seen.append(_OVERFLOW)
-        self._notifier.process_events()
-        # pyinotify remembers each move for a minute, and goes over all of them at each read.
-        self._notifier._sys_proc_fun._mv_cookie.clear()  # noqa: SLF001 -- it offers no other way
-        self._notifier._sys_proc_fun._mv.clear()  # noqa: SLF001
-        return self._seen
+            # The loop has just seen that there is something to read: this does not wait.
+            data = os.read(self._fd, _MOST_READ)
+        except OSError:
+            return [_OVERFLOW]
+        at = 0
+        while at < len(data):
+            descriptor, mask, _cookie, length = _HEAD.unpack_from(data, at)
+            at += _HEAD.size + length
+            event = self._meaning(descriptor, mask, data[at - length : at].rstrip(b"\0"))
+            if event is not None:
+                events.append(event)
+        return events
 
-    def _take(self, folder: Path, event: pyinotify.Event) -> None:
-        for flag, kind in _GONE.items():
-            # Another folder may bear its name by now, and be watched.
-            if event.mask & flag and self._descriptors.get(folder) == event.wd:
-                # One that was moved away is still watched, under a name that is no longer true.
-                self._remove(folder)
-                self._seen.append(FileEvent(kind, folder, is_folder=True))
-        for flag, kind in _KINDS.items():
-            if event.mask & flag:
-                self._seen.append(FileEvent(kind, folder / event.name, event.dir))
+    def _meaning(self, descriptor: int, mask: int, name: bytes) -> FileEvent | None:
+        if mask & pyinotify.IN_Q_OVERFLOW:
+            return _OVERFLOW
+        if mask & pyinotify.IN_IGNORED:
+            # The last of each watch, whoever ended it.
+            self._manager.watches.pop(descriptor, None)
+            return None
+        folder = self._folders.get(descriptor)
+        if folder is None:
+            return None
+        # Each event has one of these bits.
+        happened = mask & _BITS
+        if (kind := _KINDS.get(happened)) is None:
+            return self._end(folder, happened)
+        try:
+            return FileEvent(kind, folder / name.decode(), bool(mask & pyinotify.IN_ISDIR))
+        except UnicodeDecodeError:
+            return _OVERFLOW
+
+    def _end(self, folder: Path, how: int) -> FileEvent:
+        if how == pyinotify.IN_MOVE_SELF:
+            # It is still watched, under a name that is no longer true.
+            self._remove([folder])
+        else:
+            del self._folders[self._descriptors.pop(folder)]
+        return FileEvent(_GONE[how], folder, is_folder=True)
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:

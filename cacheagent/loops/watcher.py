@@ -66,9 +66,9 @@ class Watcher:
             self._last_runs["watcher"] = self._now()
             guarding = asyncio.create_task(self._guard(watcher))
             try:
-                async with contextlib.aclosing(watcher.events()) as events:
-                    async for event in events:
-                        if not await self._watch.take(watcher, event):
+                async with contextlib.aclosing(watcher.events()) as batches:
+                    async for events in batches:
+                        if not await self._watch.take(watcher, events):
                             break
             finally:
                 guarding.cancel()

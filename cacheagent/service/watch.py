@@ -8,36 +8,32 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cacheagent.backends.inotify import FileEventKind
-from cacheagent.model import Base, BaseState, DiskKey, DiskState
-from cacheagent.policy.layout import (
-    parse_base_name,
-    parse_disk_file_name,
-    parse_instance_name,
-    parse_unfinished_name,
-)
+from cacheagent.model import Base, BaseState, DiskState
+from cacheagent.policy.layout import parse_base_name
 from cacheagent.policy.verification import expected_digest, has_right_length
+from cacheagent.service.places import WENT, disks, instances, places
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.backends.inotify import FileEvent, Watcher
-    from cacheagent.model import BaseId, Disk
+    from cacheagent.model import BaseId, Disk, DiskKey
     from cacheagent.service.creation import Creation
     from cacheagent.service.parts import Parts
+    from cacheagent.service.places import Places
     from cacheagent.service.watched import Watched
 
 DELETION = "deletion"
 """The trigger of a pass of the pruner that follows a file that has gone."""
 
-_CAME = {FileEventKind.CREATED, FileEventKind.MOVED_IN}
-_WENT = {FileEventKind.DELETED, FileEventKind.MOVED_OUT}
+_GONE = {*WENT, FileEventKind.FOLDER_GONE}
 _WRITTEN = {FileEventKind.WRITTEN, FileEventKind.MODIFIED}
 
 _log = structlog.get_logger(__name__)
@@ -84,26 +80,13 @@ class Watch:
         """Tell whether a folder is another one by now: mounted, unmounted, made anew, gone."""
         return await self._watched.changed()
 
-    async def take(self, watcher: Watcher, event: FileEvent) -> bool:
-        """Do what an event asks for; False where all watches have to be made anew."""
-        kind, path = event.kind, event.path
-        if path is None:
-            self._overflows.inc()
-            _log.warning("events of files were lost; everything is looked at again")
-            return self.doubt()
-        gone = kind in {*_WENT, FileEventKind.FOLDER_GONE} and self._watched.is_root(path)
-        if gone or kind is FileEventKind.UNMOUNTED:
-            _log.error("a watched folder has gone", path=str(path), how=kind.name.lower())
-            return self.doubt()
-        if path.parent == self._layout.bases:
-            await self._base(kind, path)
-        elif not event.is_folder:
-            await self._file(kind, path)
-        elif kind in _CAME:
-            await self._folder_came(watcher, path)
-        elif kind in _WENT:
-            # That of the folder itself says nothing that is not said by the one above it.
-            await self._folder_went(watcher, kind, path)
+    async def take(self, watcher: Watcher, events: Sequence[FileEvent]) -> bool:
+        """Do what events ask for; False where all watches have to be made anew."""
+        for number, event in enumerate(events):
+            if self._is_the_end(event):
+                await self._look(watcher, places(self._layout, events[:number]))
+                return self.doubt()
+        await self._look(watcher, places(self._layout, events))
         return True
 
     def doubt(self) -> bool:
@@ -112,61 +95,69 @@ class Watch:
         self._hooks.prune(DELETION)
         return False
 
+    def _is_the_end(self, event: FileEvent) -> bool:
+        """Tell whether the watches are no good after this event."""
+        kind, path = event.kind, event.path
+        if path is None:
+            self._overflows.inc()
+            _log.warning("events of files were lost; everything is looked at again")
+            return True
+        gone = kind in _GONE and self._watched.is_root(path)
+        if gone or kind is FileEventKind.UNMOUNTED:
+            _log.error("a watched folder has gone", path=str(path), how=kind.name.lower())
+            return True
+        return False
+
+    async def _look(self, watcher: Watcher, where: Places) -> None:
+        lying = await self._watched.follow(
+            watcher, deleted=where.deleted, moved=where.moved, came=where.came
+        )
+        await self._look_for_disks(where, lying)
+        if where.freed or where.moved:
+            # Nobody tells what went with a folder; one that is deleted was emptied before.
+            self._hooks.prune(DELETION)
+        for kind, path in where.bases:
+            await self._base(kind, path)
+
     # --- disks, and overlays of others -------------------------------------------------------
 
-    async def _folder_came(self, watcher: Watcher, path: Path) -> None:
-        """Watch a new folder; what came into it before the watch stood is taken like events."""
-        files = await self._watched.cover(watcher, path)
-        lying = {key: file for file in files if (key := self._disk_key(file)) is not None}
-        known = {disk.key: disk for disk in await self._disks_in(path)}
-        for key, file in lying.items():
-            await self._found(known.get(key), file)
-        for disk in known.values():
-            # One that lay there is watched by now.
-            if disk.state is not DiskState.READY or disk.key not in lying:
-                await self._disk_went(disk, seen=False)
+    async def _look_for_disks(self, where: Places, files: Iterable[Path]) -> None:
+        """Find disks that nobody knows, and those that are known and have gone.
 
-    async def _folder_went(self, watcher: Watcher, kind: FileEventKind, path: Path) -> None:
-        moved = kind is FileEventKind.MOVED_OUT
-        await self._watched.uncover(watcher, path, below=moved)
-        for disk in await self._disks_in(path):
-            await self._disk_went(disk, seen=True)
-        if moved:
-            # Nobody tells what went with it; a folder that is deleted was emptied before.
-            self._hooks.prune(DELETION)
+        ``files`` lay in the folders that came when those were watched. What happened to them
+        before is not told; what happens from then on is.
+        """
+        lying, unfinished = disks(self._layout, files)
+        found = {**where.files, **lying}
+        left = instances(self._layout, (*where.deleted, *where.moved))
+        new = instances(self._layout, where.came)
+        concerned = left | new | {key.instance_id for key in (*where.gone, *found)}
+        known = await self._catalog.disk_states(concerned) if concerned else {}
+        await self._compare([file for key, file in found.items() if key not in known])
+        for key, state in known.items():
+            if key in where.gone or key.instance_id in left:
+                await self._disk_went(key, state, seen=True)
+                continue
+            # Whoever gives an unfinished file its name is seen doing it.
+            coming = key in unfinished and state is DiskState.PENDING
+            if key.instance_id in new and key not in lying and not coming:
+                await self._disk_went(key, state, seen=False)
 
-    async def _disks_in(self, path: Path) -> list[Disk]:
-        """Give the disks that the catalog knows in a folder; none where it is no instance's."""
-        instance_id = parse_instance_name(path.name)
-        if instance_id is None or path.parent != self._layout.instances_dir:
-            return []
-        return await self._catalog.disks_of_instance(instance_id)
+    async def _compare(self, unknown: Iterable[Path]) -> None:
+        """Have everything compared if one of these files, which nobody knows, is there."""
+        for file in unknown:
+            if await self._store.exists(file):
+                self._hooks.reconcile()
+                return
 
-    async def _file(self, kind: FileEventKind, path: Path) -> None:
-        key = self._disk_key(path)
-        if kind in _WENT:
-            if key is not None:
-                await self._disk_went(await self._catalog.disk(key), seen=True)
-            elif not self._is_unfinished(path):
-                self._hooks.prune(DELETION)
-        elif key is not None and kind is not FileEventKind.CREATED:
-            await self._found(await self._catalog.disk(key), path)
-
-    async def _found(self, disk: Disk | None, path: Path) -> None:
-        """Have a disk compared that nobody knows."""
-        if disk is None and await self._store.exists(path):
-            self._hooks.reconcile()
-
-    async def _disk_went(self, disk: Disk | None, *, seen: bool) -> None:
+    async def _disk_went(self, key: DiskKey, state: DiskState, *, seen: bool) -> None:
         """Drop a disk that has really gone."""
-        if disk is None or disk.state is DiskState.FAILED:
-            return
-        if disk.state is DiskState.READY:
-            await self._notice(disk.key, seen=seen)
-        elif disk.key not in self._pending:
+        if state is DiskState.READY:
+            await self._notice(key, seen=seen)
+        elif state is DiskState.PENDING and key not in self._pending:
             # It may have gone in the moment in which it was made, and that may take a while.
-            self._pending.add(disk.key)
-            self._background.start(self._when_made(disk.key, seen=seen), "a look at a disk")
+            self._pending.add(key)
+            self._background.start(self._when_made(key, seen=seen), "a look at a disk")
 
     async def _when_made(self, key: DiskKey, *, seen: bool) -> None:
         try:
@@ -177,18 +168,6 @@ class Watch:
     async def _notice(self, key: DiskKey, *, seen: bool) -> None:
         if await self._creation.notice(key, seen=seen):
             self._hooks.prune(DELETION)
-
-    def _disk_key(self, path: Path) -> DiskKey | None:
-        if path.parent.parent != self._layout.instances_dir:
-            return None
-        instance_id, disk = parse_instance_name(path.parent.name), parse_disk_file_name(path.name)
-        if instance_id is None or disk is None:
-            return None
-        return DiskKey(instance_id=instance_id, name=disk[0])
-
-    def _is_unfinished(self, path: Path) -> bool:
-        final = parse_unfinished_name(path.name)
-        return final is not None and self._disk_key(path.with_name(final)) is not None
 
     async def _look_at_disks(self) -> None:
         ready = [disk for disk in await self._catalog.disks() if disk.state is DiskState.READY]

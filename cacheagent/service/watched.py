@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
+    from collections.abc import Set as AbstractSet
 
     from cacheagent.backends.inotify import Watcher
     from cacheagent.policy.layout import Layout
@@ -72,20 +73,37 @@ class Watched:
         """Tell whether that is no folder among others."""
         return path in self._roots.identities or path in self._roots.scanned
 
-    async def cover(self, watcher: Watcher, folder: Path) -> tuple[Path, ...]:
-        """Watch a folder and all below it; give the files that lay there when they were watched."""
-        return () if folder in self._roots.skipped else await self._cover(watcher, folder)
+    async def follow(
+        self,
+        watcher: Watcher,
+        *,
+        deleted: Collection[Path],
+        moved: Collection[Path],
+        came: Collection[Path],
+    ) -> tuple[Path, ...]:
+        """Watch folders no longer that have gone, and then those that came, with all below them.
 
-    async def _cover(self, watcher: Watcher, folder: Path) -> tuple[Path, ...]:
-        tree = await watcher.watch_tree(folder, skip=self._roots.skipped)
+        What was below those that were ``moved`` went with them. Give the files that lay in those
+        that came when they were watched.
+        """
+        if deleted:
+            await watcher.unwatch(*deleted)
+        if moved:
+            await watcher.unwatch_tree(*moved)
+        self._forget({*deleted, *moved})
+        roots = [folder for folder in came if folder not in self._roots.skipped]
+        return await self._cover(watcher, *roots) if roots else ()
+
+    async def _cover(self, watcher: Watcher, *roots: Path) -> tuple[Path, ...]:
+        tree = await watcher.watch_tree(*roots, skip=self._roots.skipped)
         self._count(tree.unwatched)
         return tree.files
 
-    async def uncover(self, watcher: Watcher, folder: Path, *, below: bool) -> None:
-        """Watch a folder no longer that has gone, nor what was ``below`` it if that went along."""
-        await (watcher.unwatch_tree(folder) if below else watcher.unwatch(folder))
-        for gone in [each for each in self._unwatched if each.is_relative_to(folder)]:
-            del self._unwatched[gone]
+    def _forget(self, gone: AbstractSet[Path]) -> None:
+        """Count those folders no longer, nor any below them."""
+        for each in list(self._unwatched):
+            if not gone.isdisjoint((each, *each.parents)):
+                del self._unwatched[each]
         self._metric.set(len(self._unwatched))
 
     def _count(self, unwatched: Mapping[Path, str]) -> None:

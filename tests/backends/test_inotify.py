@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -29,8 +30,13 @@ async def watcher() -> AsyncIterator[Watcher]:
 
 
 async def _take(watcher: Watcher, count: int) -> list[FileEvent]:
-    events = watcher.events()
-    return [await anext(events) for _ in range(count)]
+    """Take events, however they come together, until there are so many."""
+    taken: list[FileEvent] = []
+    async for events in watcher.events():
+        taken += events
+        if len(taken) >= count:
+            break
+    return taken
 
 
 async def test_a_file_is_seen_from_its_creation_to_its_end(
@@ -159,6 +165,22 @@ async def test_a_tree_that_was_moved_is_unwatched_as_a_whole(
     assert [event.path for event in await _take(watcher, 1)] == [new / "deep" / "seen"]
 
 
+async def test_many_trees_are_watched_and_unwatched_at_once(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    """Where many folders come or go together, they are one piece of work."""
+    one, other, third = (tmp_path / name for name in ("one", "other", "third"))
+    for folder in (one, other, third):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "file").touch()
+    tree = await watcher.watch_tree(one, other, third, skip={third / "deep"})
+    assert sorted(tree.files) == [one / "deep" / "file", other / "deep" / "file"]
+    await watcher.unwatch_tree(one, other / "deep")
+    assert watcher.folders == {other, third}
+    await watcher.unwatch(other, third)
+    assert watcher.folders == frozenset()
+
+
 async def test_a_tree_that_has_gone_is_empty(tmp_path: Path, watcher: Watcher) -> None:
     """A folder that was deleted between its event and the look at it is no failure."""
     tree = await watcher.watch_tree(tmp_path / "gone")
@@ -202,7 +224,34 @@ async def test_a_name_that_is_no_text_becomes_an_overflow(tmp_path: Path, watche
     """What cannot be told is not swallowed: the reader is sent to look."""
     await watcher.watch(tmp_path)
     os.mkdir(os.fsencode(tmp_path) + b"/\xff")  # noqa: PTH102 -- a Path holds no such name
-    assert await _take(watcher, 1) == [OVERFLOW]
+    (tmp_path / "name").mkdir()
+    assert await _take(watcher, 2) == [
+        OVERFLOW,
+        FileEvent(FileEventKind.CREATED, tmp_path / "name", is_folder=True),
+    ]
+
+
+async def test_events_that_cannot_be_read_become_an_overflow(
+    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader is never left to believe that nothing happened."""
+    await watcher.watch(tmp_path)
+    # Into so little the kernel puts no event, and says so.
+    monkeypatch.setattr(inotify, "_MOST_READ", 1)
+    (tmp_path / "x").mkdir()
+    assert (await _take(watcher, 1))[0] == OVERFLOW
+
+
+async def test_what_happens_meanwhile_comes_together(tmp_path: Path, watcher: Watcher) -> None:
+    """A reader that is busy finds all that came since, in order, as one."""
+    await watcher.watch(tmp_path)
+    (tmp_path / "first").mkdir()
+    async with contextlib.aclosing(watcher.events()) as batches:
+        await anext(batches)
+        names = [f"{number:03}" for number in range(100)]
+        for name in names:
+            (tmp_path / name).mkdir()
+        assert [event.path for event in await anext(batches)] == [tmp_path / name for name in names]
 
 
 async def test_events_that_nobody_takes_become_an_overflow(
@@ -244,8 +293,8 @@ async def test_close_ends_the_events(tmp_path: Path) -> None:
     await watcher.watch(tmp_path)
     (tmp_path / "x").mkdir()
     seen = []
-    async for event in watcher.events():
-        seen.append(event.kind)
+    async for events in watcher.events():
+        seen += [event.kind for event in events]
         watcher.close()
         watcher.close()
     assert seen == [FileEventKind.CREATED]
@@ -313,8 +362,12 @@ def test_a_file_system_that_goes_is_told(tmp_path: Path) -> None:
             async with await Watcher.open() as watcher:
                 await watcher.watch_tree(folder)
                 subprocess.run(["umount", folder], check=True)
-                events = watcher.events()
-                for event in sorted([await anext(events), await anext(events)], key=str):
+                told = []
+                async for events in watcher.events():
+                    told += events
+                    if len(told) == 2:
+                        break
+                for event in sorted(told, key=str):
                     print(event.kind.name, event.path.relative_to(folder), watcher.folders)
 
         asyncio.run(main(pathlib.Path(sys.argv[1])))

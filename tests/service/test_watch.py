@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial, partialmethod
@@ -26,10 +26,10 @@ from tests.fakes.values import disk_key
 from tests.service.rig import Rig, in_a_task, rig_on, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
     from collections.abc import Set as AbstractSet
 
-    from cacheagent.model import Base, BaseId, Disk, DiskKey, DiskView
+    from cacheagent.model import Base, BaseId, Disk, DiskKey, DiskView, InstanceId
     from tests.fakes.lying_glance import LyingGlance
 
 pytestmark = pytest.mark.usefixtures("qemu_img")
@@ -49,7 +49,7 @@ class World:
     image_id: ImageId
     shelf: Path
     asked: list[str]
-    events: AsyncIterator[FileEvent] = field(init=False)
+    events: AsyncIterator[Sequence[FileEvent]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin to listen."""
@@ -71,9 +71,10 @@ class World:
         await asyncio.to_thread(mark.mkdir)
         await asyncio.to_thread(mark.rmdir)
         good = True
-        async for event in self.events:
-            good = await self.watch.take(self.watcher, event) and good
-            if event.path == mark and event.kind is FileEventKind.DELETED:
+        seen = FileEvent(FileEventKind.DELETED, mark, is_folder=True)
+        async for events in self.events:
+            good = await self.watch.take(self.watcher, events) and good
+            if seen in events:
                 break
         return good
 
@@ -197,7 +198,7 @@ async def test_disk_that_went_before_its_folder_was_watched_is_noticed(world: Wo
     await world.disk(OTHER)
     view.path.unlink()
     event = FileEvent(FileEventKind.CREATED, view.path.parent, is_folder=True)
-    await world.watch.take(world.watcher, event)
+    await world.watch.take(world.watcher, [event])
     assert await world.known() == [OTHER]
 
 
@@ -324,7 +325,7 @@ async def test_base_that_somebody_wrote_to_and_nothing_can_prove_is_damaged(
 
     monkeypatch.setattr(world.rig.parts.catalog, "base", row)
     event = FileEvent(FileEventKind.WRITTEN, path, is_folder=False)
-    await world.watch.take(world.watcher, event)
+    await world.watch.take(world.watcher, [event])
     await until(lambda: world.asked)
     assert world.asked == [f"damaged {base.base_id}: somebody wrote to it"]
 
@@ -337,7 +338,7 @@ async def test_base_that_is_harmed_while_it_is_looked_after_is_looked_at_again(
     path.unlink()
     event = FileEvent(FileEventKind.DELETED, path, is_folder=False)
     for _ in range(2):
-        await world.watch.take(world.watcher, event)
+        await world.watch.take(world.watcher, [event])
     await until(lambda: len(world.asked) == 2)
     assert world.asked == [f"lost {base.base_id}"] * 2
 
@@ -357,7 +358,7 @@ async def test_full_copy_that_goes_needs_no_base(world: World) -> None:
 async def test_lost_events_lead_to_a_full_pass(world: World) -> None:
     """What the kernel dropped is counted, and everything has to be watched anew."""
     event = FileEvent(FileEventKind.OVERFLOW, None, is_folder=False)
-    assert not await world.watch.take(world.watcher, event)
+    assert not await world.watch.take(world.watcher, [event])
     assert world.rig.metric("inotify_overflows_total") == 1
     assert world.asked == ["reconcile", "deletion"]
 
@@ -369,13 +370,13 @@ async def test_root_that_goes_leads_to_a_full_pass(world: World, which: str) -> 
     await world.settle()
     if which == "unmounted":
         event = FileEvent(FileEventKind.UNMOUNTED, world.shelf / "deep", is_folder=True)
-        assert not await world.watch.take(world.watcher, event)
+        assert not await world.watch.take(world.watcher, [event])
     else:
         root = world.shelf if which == "shelf" else getattr(world.rig.layout, which)
         root.rename(root.with_name("elsewhere"))
-        event = await anext(world.events)
-        assert event == FileEvent(FileEventKind.FOLDER_GONE, root, is_folder=True)
-        assert not await world.watch.take(world.watcher, event)
+        events = await anext(world.events)
+        assert events == [FileEvent(FileEventKind.FOLDER_GONE, root, is_folder=True)]
+        assert not await world.watch.take(world.watcher, events)
         assert await world.watch.changed()
         root.with_name("elsewhere").rename(root)
     assert not await world.watch.changed()
@@ -489,6 +490,84 @@ async def test_burst_is_taken_in_order(world: World) -> None:
     assert await world.settle()
     assert await world.known() == []
     assert world.asked.count("deletion") == 59
+
+
+async def test_many_folders_are_one_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come together, folders are watched at once, and the catalog is asked once."""
+    first = (await world.disk()).disk
+    disks = [await _fake_disk(world.rig, disk_key(number), first) for number in range(2, 20)]
+    folders = [world.rig.layout.instance(disk.key.instance_id) for disk in disks]
+    asked: list[int] = []
+    disk_states, watch_tree = world.rig.parts.catalog.disk_states, Watcher.watch_tree
+
+    async def look(instances: Collection[InstanceId]) -> Mapping[DiskKey, DiskState]:
+        asked.append(len(instances))
+        return await disk_states(instances)
+
+    async def watch(self: Watcher, *roots: Path, skip: AbstractSet[Path]) -> Tree:
+        asked.append(len(roots))
+        return await watch_tree(self, *roots, skip=skip)
+
+    monkeypatch.setattr(world.rig.parts.catalog, "disk_states", look)
+    monkeypatch.setattr(Watcher, "watch_tree", watch)
+    came = [FileEvent(FileEventKind.CREATED, folder, is_folder=True) for folder in folders]
+    assert await world.watch.take(world.watcher, came)
+    assert asked == [18, 18]
+    assert world.watcher.folders >= {*folders}
+    assert world.asked == []
+
+
+async def test_folder_that_went_and_came_again_is_watched_anew(world: World) -> None:
+    """What counts of events that come together is how they end."""
+    view = await world.disk()
+    await world.disk(OTHER)
+    await world.settle()
+    folder = view.path.parent
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "data.qcow2").touch()
+    assert await world.settle()
+    assert await world.known() == [OTHER]
+    assert sorted(world.asked) == ["deletion", "reconcile"]
+    (folder / "data.qcow2").rename(folder / "swap.qcow2")
+    assert await world.settle()
+    assert sorted(world.asked) == ["deletion", "reconcile", "reconcile"]
+
+
+async def test_what_happened_before_events_were_lost_counts(world: World) -> None:
+    """Of a base that somebody wrote to, no look at it would tell."""
+    base, path = await world.base()
+    lost = FileEvent(FileEventKind.OVERFLOW, None, is_folder=False)
+    wrote = FileEvent(FileEventKind.WRITTEN, path, is_folder=False)
+    assert not await world.watch.take(world.watcher, [wrote, lost])
+    await until(lambda: len(world.asked) == 3)
+    assert sorted(world.asked) == ["deletion", "reconcile", f"verify {base.base_id}"]
+
+
+@pytest.mark.parametrize("lying", ["making", "made", "nothing"])
+async def test_disk_that_is_being_made_is_watched_or_looked_at(world: World, lying: str) -> None:
+    """Whoever takes a file away that lay there is seen; without one it may have gone before."""
+    first = (await world.disk()).disk
+    await world.settle()
+    await world.rig.parts.catalog.begin_disk(replace(first, key=OTHER))
+    path = world.rig.layout.disk(OTHER, first.format)
+    path.parent.mkdir()
+    if lying != "nothing":
+        (unfinished(path) if lying == "making" else path).touch()
+    async with world.rig.creation.alone(OTHER):
+        assert await world.settle()
+        assert _all_looked() == (lying != "nothing")
+        if lying == "making":
+            unfinished(path).rename(path)
+        await world.rig.parts.catalog.finish_disk(
+            OTHER, virtual_size=512, now=world.rig.clock.time()
+        )
+        if lying != "nothing":
+            path.unlink()
+    assert await world.settle()
+    await until(lambda: world.asked)
+    assert await world.known() == [KEY]
+    assert world.asked == ["deletion"]
 
 
 async def _fake_disk(rig: Rig, key: DiskKey, like: Disk) -> Disk:

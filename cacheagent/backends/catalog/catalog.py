@@ -15,7 +15,7 @@ from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Digest,
         Disk,
         DiskKey,
+        DiskState,
         GlanceImage,
         ImageId,
         InstanceId,
@@ -202,6 +203,12 @@ class Catalog:
     async def disks_of_instance(self, instance_id: InstanceId) -> list[Disk]:
         """Give the disks of one instance, by name."""
         return await self._db.read(queries.disks_of_instance, instance_id)
+
+    async def disk_states(
+        self, instance_ids: Collection[InstanceId]
+    ) -> Mapping[DiskKey, DiskState]:
+        """Give the disks of all these instances, and their states."""
+        return await self._db.read(queries.disk_states, instance_ids)
 
     async def disks_of_base(self, base_id: BaseId) -> list[Disk]:
         """Give the disks that need the base: READY overlays, and every disk that is PENDING.

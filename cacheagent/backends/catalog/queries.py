@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import rows
 from cacheagent.errors import DiskNotFoundError
-from cacheagent.model import DiskState, ImageId
+from cacheagent.model import DiskKey, DiskName, DiskState, ImageId
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from cacheagent.model import (
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         CachedImage,
         Digest,
         Disk,
-        DiskKey,
         GlanceImage,
         InstanceId,
         Standing,
@@ -204,6 +203,7 @@ _INTEND_DISK = (
 """
 )
 _ADOPT_DISK = _DISK_COLUMNS + " NOTHING"
+_STATES_OF_INSTANCE = "SELECT name, state FROM disks WHERE instance_id = ? ORDER BY name"
 
 
 def begin_disk(db: sqlite3.Connection, disk: Disk, lease_id: str | None) -> DiskIntent:
@@ -261,6 +261,17 @@ def disks_of_instance(db: sqlite3.Connection, instance_id: InstanceId) -> list[D
     """Give the disks of one instance."""
     found = db.execute("SELECT * FROM disks WHERE instance_id = ? ORDER BY name", (instance_id,))
     return [rows.to_disk(row) for row in found]
+
+
+def disk_states(
+    db: sqlite3.Connection, instance_ids: Iterable[InstanceId]
+) -> dict[DiskKey, DiskState]:
+    """Give the disks of these instances, and their states."""
+    return {
+        DiskKey(instance_id=instance_id, name=DiskName(name)): DiskState(state)
+        for instance_id in instance_ids
+        for name, state in db.execute(_STATES_OF_INSTANCE, (instance_id,))
+    }
 
 
 def disks_of_base(db: sqlite3.Connection, base_id: BaseId) -> list[Disk]:

@@ -363,6 +363,16 @@ async def test_disks_are_listed_by_instance(catalog: Catalog) -> None:
     assert len(await catalog.disks()) == 3
 
 
+async def test_states_of_many_instances_are_one_look(catalog: Catalog) -> None:
+    """Whoever hears of many files asks once; an instance that nobody knows has no disks."""
+    await catalog.adopt(disks=[disk(disk_key(number), None) for number in (1, 2)])
+    await catalog.begin_disk(disk(disk_key(1, "swap"), None))
+    assert await catalog.disk_states([instance_id(3), instance_id(1)]) == {
+        disk_key(1): DiskState.READY,
+        disk_key(1, "swap"): DiskState.PENDING,
+    }
+
+
 async def test_a_base_was_in_use_until_its_disk_went(catalog: Catalog) -> None:
     """To remove an overlay counts as a use of its base; to remove it twice changes nothing."""
     await catalog.adopt(bases=[base(1)], disks=[disk(disk_key(1), 1)])
