@@ -49,6 +49,7 @@ class Lane(Generic[W]):
         self._waiting: SimpleQueue[tuple[W, _Outcome] | None] = SimpleQueue()
         self._ended: list[tuple[_Outcome, Ended]] = []
         self._lock = threading.Lock()
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
             for number in range(threads)
@@ -57,13 +58,19 @@ class Lane(Generic[W]):
             thread.start()
 
     def run(self, work: W) -> asyncio.Future[Any]:
-        """Have ``work`` done in one of the threads; the future has what comes of it."""
+        """Have ``work`` done in one of the threads; the future has what comes of it.
+
+        Raises: ``RuntimeError`` once the lane was closed: nobody would do it any more.
+        """
+        if self._closed:
+            raise RuntimeError("the lane is closed")
         outcome = _Outcome(loop=self._loop)
         self._waiting.put((work, outcome))
         return outcome
 
     async def close(self) -> None:
-        """Wait for the end of all work that was given, and end the threads."""
+        """Take no other work, wait for the end of what was given, and end the threads."""
+        self._closed = True
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:

@@ -102,6 +102,8 @@ async def test_closing_waits_for_what_was_given() -> None:
     outcome = lane.run(lambda: "done")
     await lane.close()
     assert await outcome == "done"
+    with pytest.raises(RuntimeError, match="closed"):
+        lane.run(lambda: "late")
 
 
 async def test_what_waits_is_taken_together() -> None:
