@@ -103,7 +103,7 @@ async def test_closing_waits_for_what_was_given() -> None:
     await lane.close()
     assert await outcome == "done"
     with pytest.raises(RuntimeError, match="closed"):
-        lane.run(lambda: "late")
+        await lane.run(lambda: "late")
 
 
 async def test_what_waits_is_taken_together() -> None:
