@@ -47,11 +47,11 @@ class Places:
 
 def places(layout: Layout, events: Iterable[FileEvent]) -> Places:
     """Sum up what happened, in this order. An ``OVERFLOW`` has no place."""
-    found = Places()
+    found, bases = Places(), layout.bases
     for event in events:
         if event.path is None:
             continue
-        if event.path.parent == layout.bases:
+        if event.path.parent == bases:
             found.bases[event.kind, event.path] = None
         elif event.is_folder:
             _add_folder(found, event.kind, event.path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.backends.inotify import FileEvent, FileEventKind, Tree, Watcher
+from cacheagent.errors import CatalogError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, DiskState, ImageId
 from cacheagent.policy.eviction import Reason
 from cacheagent.policy.layout import unfinished
@@ -568,6 +569,32 @@ async def test_disk_that_is_being_made_is_watched_or_looked_at(world: World, lyi
     await until(lambda: world.asked)
     assert await world.known() == [KEY]
     assert world.asked == ["deletion"]
+
+
+async def test_look_that_fails_keeps_no_other_from_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes the events hears of it when all the others were looked at."""
+    first = (await world.disk()).disk
+    keys = [disk_key(number) for number in range(2, 40)]
+    for key in keys:
+        await _fake_disk(world.rig, key, first)
+    await world.settle()
+    notice, failed = world.rig.creation.notice, CatalogError("it cannot be read")
+
+    async def look(key: DiskKey, *, seen: bool) -> bool:
+        if key == OTHER:
+            raise failed
+        return await notice(key, seen=seen)
+
+    monkeypatch.setattr(world.rig.creation, "notice", look)
+    paths = [world.rig.layout.disk(key, first.format) for key in keys[:3]]
+    for path in paths:
+        path.unlink()
+    events = [FileEvent(FileEventKind.DELETED, path, is_folder=False) for path in paths]
+    with pytest.raises(CatalogError):
+        await world.watch.take(world.watcher, events)
+    assert await world.known() == sorted([KEY, OTHER, *keys[3:]], key=lambda key: key.instance_id)
 
 
 async def _fake_disk(rig: Rig, key: DiskKey, like: Disk) -> Disk:
