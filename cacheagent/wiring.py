@@ -17,7 +17,7 @@ from cacheagent.api.services import Services
 from cacheagent.backends.barbican import Barbican, BarbicanSettings
 from cacheagent.backends.catalog import Catalog
 from cacheagent.backends.glance import Glance, GlanceHooks, GlanceSettings
-from cacheagent.backends.identity import KeystoneIdentity, KeystoneSettings, NoIdentity
+from cacheagent.backends.identity import NoIdentity
 from cacheagent.backends.qemuimg import QemuImg, QemuImgSettings
 from cacheagent.backends.store import Store
 from cacheagent.errors import ConfigError, QemuImgError
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from cacheagent.backends.keystone import KeystoneIdentity
     from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
     from cacheagent.policy.eviction import EvictionPolicy
     from cacheagent.sandbox import Sandbox
@@ -247,6 +248,12 @@ async def _open_identity(
     """Give who we are to Glance, and the authorities that Glance's certificate is checked with."""
     if config.auth == "none":
         return NoIdentity(*config.endpoint), config.ca_file
+    # The libraries of OpenStack take 20 MiB, which a daemon without a Keystone need not have.
+    from cacheagent.backends.keystone import (  # noqa: PLC0415 -- see above
+        KeystoneIdentity,
+        KeystoneSettings,
+    )
+
     settings = KeystoneSettings(
         cloud=config.cloud,
         region=config.region,

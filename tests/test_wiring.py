@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -51,3 +53,12 @@ async def test_full_disk_does_not_keep_a_daemon_from_starting(store: Store) -> N
     qemu = cast("QemuImg", FailingQemu(QemuImgError("No space left on device", no_space=True)))
     await check_overlay_options(qemu, store, "")
     assert list(store.layout.templates.iterdir()) == []
+
+
+def test_daemon_without_a_keystone_loads_no_library_for_it() -> None:
+    """Who has no Keystone pays no memory for those who do."""
+    words = "import sys, cacheagent.cli, cacheagent.daemon; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", words], capture_output=True, check=True)
+    loaded = set(told.stdout.decode().split())
+    assert "aiohttp" in loaded
+    assert not loaded & {"keystoneauth1", "openstack"}
