@@ -7,6 +7,8 @@ said of an image and what a scheduler asked for are JSON: nothing searches in th
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
+from sys import intern
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -26,6 +28,7 @@ from cacheagent.model import (
     DiskSpec,
     DiskState,
     GlanceImage,
+    ImageId,
     ImageSignature,
     InstanceId,
     Lease,
@@ -149,17 +152,30 @@ def disk_row(disk: Disk) -> Mapping[str, object]:
     }
 
 
+@lru_cache(maxsize=1024)
+def _spec(text: str) -> DiskSpec:
+    """Read what was asked for; nearly always it is the same as for another disk."""
+    return _SPEC.validate_json(text)
+
+
+def _shared(text: str | None) -> str | None:
+    """Give the same string for all rows that say the same, so that ten thousand keep it once."""
+    return None if text is None else intern(text)
+
+
 def to_disk(row: sqlite3.Row) -> Disk:
     """Read a disk from its columns."""
+    name = DiskName(intern(row["name"]))
+    image_id, base_id = _shared(row["image_id"]), _shared(row["base_id"])
     return Disk(
-        key=DiskKey(instance_id=InstanceId(row["instance_id"]), name=DiskName(row["name"])),
-        spec=None if row["spec"] is None else _SPEC.validate_json(row["spec"]),
+        key=DiskKey(instance_id=InstanceId(row["instance_id"]), name=name),
+        spec=None if row["spec"] is None else _spec(row["spec"]),
         state=DiskState(row["state"]),
         format=DiskFormat(row["format"]),
         mode=DiskMode(row["mode"]),
         virtual_size=row["virtual_size"],
-        image_id=row["image_id"],
-        base_id=row["base_id"],
+        image_id=None if image_id is None else ImageId(image_id),
+        base_id=None if base_id is None else BaseId(base_id),
         cache=CacheResult(row["cache"]),
         created_at=datetime.fromisoformat(row["created_at"]),
         error=row["error"],
