@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.api import convert, reading, wire
+from cacheagent.api import convert, reading
 from cacheagent.api.context import SERVICES
-from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply
+from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply, list_reply
 from cacheagent.api.requests import DiskRequest
 from cacheagent.model import DiskState
 
@@ -64,10 +64,9 @@ async def delete(request: web.Request) -> Reply:
 
 async def list_instances(request: web.Request) -> Reply:
     """Give every instance with its disks."""
-    found = await request.app[SERVICES].disks.instances(reading.caller(request))
-    return json_reply(
-        200,
-        wire.Instances(instances=[convert.instance(one, disks) for one, disks in found.items()]),
+    found = request.app[SERVICES].disks.instances(reading.caller(request))
+    return await list_reply(
+        "instances", (convert.instance(one, disks) async for one, disks in found)
     )
 
 

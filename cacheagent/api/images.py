@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.api import convert, reading, wire
+from cacheagent.api import convert, reading
 from cacheagent.api.context import SERVICES
-from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply
+from cacheagent.api.reply import RESULTS, Reply, empty_reply, json_reply, list_reply
 from cacheagent.api.requests import PrefetchRequest
 from cacheagent.model import ImageState
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 async def list_images(request: web.Request) -> Reply:
     """Give every image that is cached or coming."""
-    views = await request.app[SERVICES].images.list_images(reading.caller(request))
-    return json_reply(200, wire.Images(images=[convert.image(view) for view in views]))
+    views = request.app[SERVICES].images.list_images(reading.caller(request))
+    return await list_reply("images", (convert.image(view) async for view in views))
 
 
 async def show(request: web.Request) -> Reply:

@@ -9,7 +9,7 @@ from aiohttp import web
 from cacheagent.model import CacheResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterable, Mapping
 
     from cacheagent.api.wire import Answer
 
@@ -38,7 +38,7 @@ class Reply(web.Response):
         self,
         *,
         status: int,
-        body: bytes | None = None,
+        body: bytes | bytearray | None = None,
         content_type: str | None = None,
         charset: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -64,12 +64,32 @@ def json_reply(
     """Give ``answer`` as JSON."""
     return Reply(
         status=status,
-        # Unset is only what does not name a user: see ``wire.User``.
-        body=answer.model_dump_json(exclude_unset=True).encode(),
+        body=_written(answer),
         content_type="application/json",
         headers=headers,
         result=result,
     )
+
+
+async def list_reply(name: str, rows: AsyncIterable[Answer]) -> Reply:
+    """Give ``rows`` as JSON, as the only member ``name`` of an object.
+
+    Each is written when it comes: ten thousand as values would take several times the room of
+    the text, and to write them in one go would hold up everybody else.
+    """
+    body = bytearray(f'{{"{name}":['.encode())
+    begun = len(body)
+    async for row in rows:
+        if len(body) > begun:
+            body += b","
+        body += _written(row)
+    body += b"]}"
+    return Reply(status=200, body=body, content_type="application/json")
+
+
+def _written(answer: Answer) -> bytes:
+    # Unset is only what does not name a user: see ``wire.User``.
+    return answer.model_dump_json(exclude_unset=True).encode()
 
 
 def empty_reply() -> Reply:

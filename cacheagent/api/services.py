@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from cacheagent.model import (
         CacheResult,
@@ -58,7 +58,9 @@ class DiskService(Protocol):
         """
         ...
 
-    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
+    def instances(
+        self, caller: Caller
+    ) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
         """Give every instance that the caller may see, with its disks."""
         ...
 
@@ -88,7 +90,7 @@ class AccessService(Protocol):
 class ImageService(Protocol):
     """Images that are cached or coming."""
 
-    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+    def list_images(self, caller: Caller) -> AsyncGenerator[ImageView, None]:
         """Give every image that is cached or coming, and that the caller may see."""
         ...
 

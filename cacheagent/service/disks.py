@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
@@ -12,12 +12,16 @@ from cacheagent.service.intent import pending
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from cacheagent.model import Base, BaseId, Caller, Disk, DiskKey, DiskSpec, InstanceId
     from cacheagent.service.access import Access
     from cacheagent.service.creation import Creation
     from cacheagent.service.parts import Parts
+
+
+_PAGE = 32
+"""Instances of a list that are read in one step; between steps others have their turn."""
 
 
 class Disks:
@@ -71,12 +75,17 @@ class Disks:
         """Remove the disk, and stop its creation."""
         await uninterrupted(self._creation.remove(key))
 
-    async def instances(self) -> Mapping[InstanceId, Sequence[DiskView]]:
-        """Give every instance with its disks."""
-        found: dict[InstanceId, list[DiskView]] = defaultdict(list)
-        for view in await self._views(await self._catalog.disks()):
-            found[view.disk.key.instance_id].append(view)
-        return found
+    async def instances(self) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
+        """Give every instance with its disks, by id."""
+        bases = await self._bases()
+        last = None
+        while disks := await self._catalog.next_disks(last, _PAGE):
+            if any(disk.base_id not in bases for disk in disks):
+                # It came meanwhile, or is lost: then it is looked for once.
+                bases = {**dict.fromkeys(disk.base_id for disk in disks), **await self._bases()}
+            for instance_id, own in groupby(disks, lambda disk: disk.key.instance_id):
+                last = instance_id
+                yield instance_id, self._views(list(own), bases)
 
     async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
         """Give the disks of the instance.
@@ -88,7 +97,7 @@ class Disks:
         disks = await self._catalog.disks_of_instance(instance_id)
         if not disks:
             raise InstanceNotFoundError(f"instance {instance_id} has no disks here")
-        return await self._views(disks)
+        return self._views(disks, await self._bases())
 
     async def delete_instance(self, instance_id: InstanceId) -> None:
         """Remove all disks of the instance, those that are being created too."""
@@ -112,14 +121,16 @@ class Disks:
         beside = await self._catalog.disks_of_instance(disk.key.instance_id)
         return self._shown(disk, base, [each for each in beside if each.key.name in BOOT_FORMATS])
 
-    async def _views(self, disks: Sequence[Disk]) -> list[DiskView]:
-        bases: dict[BaseId | None, Base] = {b.base_id: b for b in await self._catalog.bases()}
-        boot: dict[InstanceId, list[Disk]] = defaultdict(list)
-        for disk in disks:
-            if disk.key.name in BOOT_FORMATS:
-                boot[disk.key.instance_id].append(disk)
+    async def _bases(self) -> dict[BaseId | None, Base | None]:
+        return {base.base_id: base for base in await self._catalog.bases()}
+
+    def _views(
+        self, disks: Sequence[Disk], bases: Mapping[BaseId | None, Base | None]
+    ) -> list[DiskView]:
+        """Give the disks of one instance as they are shown."""
+        boot = [disk for disk in disks if disk.key.name in BOOT_FORMATS]
         return [
-            self._shown(disk, base, boot[disk.key.instance_id] if may_boot(disk, base) else ())
+            self._shown(disk, base, boot if may_boot(disk, base) else ())
             for disk in disks
             for base in [bases.get(disk.base_id)]
         ]

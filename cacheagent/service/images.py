@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cacheagent.backends.catalog import Held
 from cacheagent.errors import BaseInUseError, ImageNotFoundError, OperatorOnlyError
 from cacheagent.model import (
     BaseState,
@@ -20,7 +21,7 @@ from cacheagent.service.access import refuse_tenant
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from cacheagent.model import Base, BaseId, Caller, ImageId
     from cacheagent.service.access import Access
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from cacheagent.service.use import Use
 
 PINNING = "pinning"
+
+_PAGE = 16
+"""Images of a list that are looked at in one step; between steps others have their turn."""
 
 
 class Images:
@@ -50,20 +54,23 @@ class Images:
         self._access = access
         self._prefetching: set[ImageId] = set()
 
-    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+    async def list_images(self, caller: Caller) -> AsyncGenerator[ImageView, None]:
         """Give every image that is cached or coming, and that the caller may have.
+
+        All that can be refused is refused before the first.
 
         Raises:
             UnauthenticatedError: nobody knows the caller's token.
             GlanceUnavailableError: Glance cannot tell what the caller may have.
 
         """
-        known = {cached.image.image_id: cached for cached in await self._catalog.images()}
-        failures = self._bases.failures().items()
-        found = {image_id: _failed(failure) for image_id, failure in failures} | known
+        known = (await self._catalog.image_states()).keys()
+        found = dict.fromkeys([*self._bases.failures(), *known])
         allowed = await self._access.allowed(found.keys(), caller)
-        mine = [cached for each, cached in found.items() if each in allowed]
-        return [await self._view(cached, caller) for cached in mine]
+        mine = [image_id for image_id in found if image_id in allowed]
+        for begin in range(0, len(mine), _PAGE):
+            for held in await self._held(mine[begin : begin + _PAGE]):
+                yield await self._view(held, caller)
 
     async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
         """Give the image with all who use it.
@@ -73,7 +80,7 @@ class Images:
 
         """
         await self._access.check(image_id, caller)
-        return await self._view(await self._known(image_id), caller)
+        return await self._view(await self._one(image_id), caller)
 
     async def prefetch(
         self, image_id: ImageId, caller: Caller, *, pin: bool, wait: bool
@@ -105,7 +112,7 @@ class Images:
     ) -> tuple[ImageView, CacheResult]:
         if pin:
             await self._pin(image_id)
-        return await self._view(await self._known(image_id), caller), result
+        return await self._view(await self._one(image_id), caller), result
 
     async def _begin(self, image_id: ImageId, caller: Caller) -> CacheResult:
         """Write down that the image is to come, and wait for it in the background."""
@@ -194,11 +201,23 @@ class Images:
             raise _unknown(image_id)
         return cached
 
-    async def _view(self, cached: CachedImage, caller: Caller) -> ImageView:
+    async def _one(self, image_id: ImageId) -> Held:
+        for held in await self._held([image_id]):
+            return held
+        raise _unknown(image_id)
+
+    async def _held(self, image_ids: Sequence[ImageId]) -> list[Held]:
+        """Look at some images in one step; one that has gone meanwhile is left out."""
+        known = await self._catalog.held(image_ids, self._now())
+        found = {each.cached.image.image_id: each for each in known}
+        for image_id, failure in self._bases.failures().items():
+            found.setdefault(image_id, Held(cached=_failed(failure)))
+        return [found[each] for each in image_ids if each in found]
+
+    async def _view(self, held: Held, caller: Caller) -> ImageView:
+        cached, base = held.cached, held.base
         image_id = cached.image.image_id
-        base = None if cached.base_id is None else await self._catalog.base(cached.base_id)
         waiting = self._bases.waiters(image_id)
-        users = () if base is None else await self._use.recorded(base)
         progress = self._bases.progress(image_id)
         failure = self._bases.failures().get(image_id)
         trust = self._bases.trust
@@ -209,8 +228,11 @@ class Images:
             base=base,
             base_path=None if base is None else self._store.layout.base(base.base_id, base.format),
             progress=progress,
-            pinned=image_id in await self._catalog.pins(),
-            users=(*told(users, caller), *(User(kind=UserKind.WAITER) for _ in range(waiting))),
+            pinned=held.pinned,
+            users=(
+                *told(held.users, caller),
+                *(User(kind=UserKind.WAITER) for _ in range(waiting)),
+            ),
             error=(None if failure is None else failure.why) or refused,
             withheld=None if base is None else await trust.withheld(base, cached.image),
         )

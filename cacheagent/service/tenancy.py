@@ -18,7 +18,7 @@ from cacheagent.errors import (
 from cacheagent.policy.standing import is_seen_by_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from cacheagent.model import Caller, DiskKey, DiskSpec, DiskView, ImageId, InstanceId
     from cacheagent.service.access import Access
@@ -90,14 +90,27 @@ class TenantDisks:
         await self._refuse_foreign(key.instance_id, caller, key)
         await self._disks.delete(key)
 
-    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
-        """Give every instance that the caller may see, with its disks."""
-        found = await self._disks.instances()
+    async def instances(
+        self, caller: Caller
+    ) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
+        """Give every instance that the caller may see, with its disks, by id.
+
+        All that can be refused is refused before the first.
+        """
         if caller.token is None:
-            return found
-        images = {each: await self._images(each, disks) for each, disks in found.items()}
-        allowed = await self._access.allowed(frozenset().union(*images.values()), caller)
-        return {each: disks for each, disks in found.items() if images[each] <= allowed}
+            async for found in self._disks.instances():
+                yield found
+            return
+        allowed = await self._access.allowed(await self._all_images(), caller)
+        async for instance_id, disks in self._disks.instances():
+            if await self._images(instance_id, disks) <= allowed:
+                yield instance_id, disks
+
+    async def _all_images(self) -> frozenset[ImageId]:
+        """Give the images of all disks, those that are being made too."""
+        there = await self._catalog.images_of_disks()
+        coming = (spec.image_id for spec in self._creation.wanted().values())
+        return there.union(image_id for image_id in coming if image_id is not None)
 
     async def instance(self, instance_id: InstanceId, caller: Caller) -> Sequence[DiskView]:
         """Give the disks of the instance.

@@ -49,7 +49,7 @@ from cacheagent.service.operator import Pruned
 from cacheagent.service.removal import Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from cacheagent.model import Caller
     from cacheagent.service.events import Event
@@ -261,10 +261,12 @@ class FakeDisks:
         """Do nothing."""
         self._script.note("delete", key, caller)
 
-    async def instances(self, caller: Caller) -> Mapping[InstanceId, Sequence[DiskView]]:
+    async def instances(
+        self, caller: Caller
+    ) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
         """Answer with one instance that has ``view``."""
         self._script.note("instances", caller)
-        return {INSTANCE: (self.view,)}
+        yield INSTANCE, (self.view,)
 
     async def instance(self, instance_id: InstanceId, caller: Caller) -> Sequence[DiskView]:
         """Answer with ``view`` alone."""
@@ -298,10 +300,10 @@ class FakeImages:
         self.view = CACHED
         self.found = CacheResult.HIT
 
-    async def list_images(self, caller: Caller) -> Sequence[ImageView]:
+    async def list_images(self, caller: Caller) -> AsyncGenerator[ImageView, None]:
         """Answer with ``view`` alone."""
         self._script.note("list_images", caller)
-        return (self.view,)
+        yield self.view
 
     async def show(self, image_id: ImageId, caller: Caller) -> ImageView:
         """Answer with ``view``."""

@@ -39,13 +39,18 @@ from cacheagent.sync.backoff import Backoff
 from tests.fakes.sandboxes import RLIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from cacheagent.model import DiskKey, DiskState
 
 T = TypeVar("T")
+
+
+async def gathered(rows: AsyncIterable[T]) -> list[T]:
+    """Give all rows of a list that comes one by one."""
+    return [row async for row in rows]
 
 
 class Clock:

@@ -28,7 +28,7 @@ from cacheagent.model import (
 )
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.service.rig import assert_no_trace, state_of, until
+from tests.service.rig import assert_no_trace, gathered, state_of, until
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -323,7 +323,7 @@ async def test_tenant_needs_the_right_to_its_image(
     ):
         with pytest.raises(ImageForbiddenError):
             await ask(key, of(image_id), TENANT)
-    assert [str(key) for key in await rig.disks.instances()] == [KEY.instance_id]
+    assert [str(key) for key in dict(await gathered(rig.disks.instances()))] == [KEY.instance_id]
 
 
 async def test_adopted_disk_is_judged_by_what_it_is(rig: Rig, image_id: ImageId) -> None:

@@ -11,7 +11,7 @@ from cacheagent.errors import GlanceUnavailableError, UnauthenticatedError
 from cacheagent.model import Caller, ImageId
 from cacheagent.service import access
 from tests.fakes import lying_glance
-from tests.service.rig import until
+from tests.service.rig import gathered, until
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -27,7 +27,7 @@ TENANT = Caller(token="tenant")  # noqa: S106 -- nobody accepts it but the fake
 
 async def listed(rig: Rig) -> set[ImageId]:
     """Give the images that the tenant is shown."""
-    return {view.image.image_id for view in await rig.images.list_images(TENANT)}
+    return {view.image.image_id for view in await gathered(rig.images.list_images(TENANT))}
 
 
 async def test_a_token_that_nobody_knows_is_refused(rig: Rig, glance: LyingGlance) -> None:
@@ -35,7 +35,7 @@ async def test_a_token_that_nobody_knows_is_refused(rig: Rig, glance: LyingGlanc
     await rig.bases.ensure(glance.add(b"data"), NOBODY)
     glance.accepts = {""}
     with pytest.raises(UnauthenticatedError):
-        await rig.images.list_images(TENANT)
+        await gathered(rig.images.list_images(TENANT))
 
 
 async def test_one_broken_image_does_not_hide_the_others(rig: Rig, glance: LyingGlance) -> None:
@@ -57,7 +57,7 @@ async def test_glance_that_is_away_is_told(rig: Rig, glance: LyingGlance) -> Non
     await rig.bases.ensure(glance.add(b"data"), NOBODY)
     glance.always("access", lying_glance.status(503))
     with pytest.raises(GlanceUnavailableError):
-        await rig.images.list_images(TENANT)
+        await gathered(rig.images.list_images(TENANT))
 
 
 async def test_a_long_list_asks_for_some_at_a_time(rig: Rig, glance: LyingGlance) -> None:

@@ -16,7 +16,7 @@ from cacheagent.errors import (
 from cacheagent.model import CacheResult, Caller, DiskSpec, ImageState
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
-from tests.service.rig import until
+from tests.service.rig import gathered, until
 
 if TYPE_CHECKING:
     from tests.fakes.lying_glance import LyingGlance
@@ -105,7 +105,7 @@ async def test_eviction_takes_everything_of_the_base(rig: Rig, glance: LyingGlan
     assert heard == {first, second}
     for folder in (rig.layout.bases, rig.layout.templates, rig.layout.trash):
         assert list(folder.iterdir()) == []
-    assert await rig.images.list_images(NOBODY) == []
+    assert await gathered(rig.images.list_images(NOBODY)) == []
     assert rig.metric("evictions_total", reason="operator") == 1
 
 
@@ -115,11 +115,11 @@ async def test_intent_that_came_to_nothing_can_be_evicted(rig: Rig, glance: Lyin
     glance.always("data", lying_glance.status(503))
     with pytest.raises(GlanceUnavailableError):
         await rig.bases.ensure(image_id, NOBODY)
-    (view,) = await rig.images.list_images(NOBODY)
+    (view,) = await gathered(rig.images.list_images(NOBODY))
     assert view.state is ImageState.FAILED
     assert "503" in str(view.error)
     await rig.images.evict(image_id, NOBODY)
-    assert await rig.images.list_images(NOBODY) == []
+    assert await gathered(rig.images.list_images(NOBODY)) == []
     assert rig.left_in_ingest() == []
 
 
@@ -129,11 +129,11 @@ async def test_images_of_others_are_not_shown(rig: Rig, glance: LyingGlance) -> 
     for image_id in (own, other):
         await rig.bases.ensure(image_id, NOBODY)
     del glance.images[other]
-    assert [view.image.image_id for view in await rig.images.list_images(TENANT)] == [own]
+    assert [view.image.image_id for view in await gathered(rig.images.list_images(TENANT))] == [own]
     for ask in (rig.images.show, rig.images.evict, rig.images.pin, rig.images.unpin):
         with pytest.raises(ImageNotFoundError):
             await ask(other, TENANT)
-    assert len(await rig.images.list_images(NOBODY)) == 2
+    assert len(await gathered(rig.images.list_images(NOBODY))) == 2
 
 
 async def test_prefetch_outlives_those_who_wait(rig: Rig, glance: LyingGlance) -> None:

@@ -29,7 +29,7 @@ from cacheagent.policy.layout import unfinished
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
-from tests.service.rig import in_a_task, rig_on, until
+from tests.service.rig import gathered, in_a_task, rig_on, until
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -395,7 +395,7 @@ async def test_disk_without_a_file_is_forgotten(rig: Rig, image: ImageId) -> Non
     await make(rig, image, disk_key(2))
     path.unlink()
     await reconciled(rig)
-    assert list(await rig.disks.instances()) == [disk_key(2).instance_id]
+    assert list(dict(await gathered(rig.disks.instances()))) == [disk_key(2).instance_id]
 
 
 @pytest.mark.parametrize("how", ["away", "linked", "unmounted"])

@@ -25,7 +25,7 @@ from cacheagent.service.events import EventKind
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
-from tests.service.rig import state_of, until
+from tests.service.rig import gathered, state_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +96,7 @@ async def test_disk_that_somebody_removed_is_dropped(rig: Rig, image: ImageId) -
     await make(rig, image, OTHER)
     path.unlink()
     assert await differences(rig) == {"disk_missing": 1}
-    assert list(await rig.disks.instances()) == [OTHER.instance_id]
+    assert list(dict(await gathered(rig.disks.instances()))) == [OTHER.instance_id]
     assert await differences(rig) == {}
 
 
@@ -350,7 +350,7 @@ async def test_one_difference_keeps_no_other_from_being_mended(
 
     monkeypatch.setattr(rig.creation, "notice", failing)
     await a_round(rig)
-    assert set(await rig.disks.instances()) == {KEY.instance_id, OTHER.instance_id}
+    assert set(dict(await gathered(rig.disks.instances()))) == {KEY.instance_id, OTHER.instance_id}
 
 
 async def test_rounds_disturb_nobody(rig: Rig, glance: LyingGlance, image: ImageId) -> None:
@@ -390,4 +390,4 @@ async def test_rounds_disturb_nobody(rig: Rig, glance: LyingGlance, image: Image
     assert await differences(rig) == {}
     found = {kind: rig.metric("reconcile_drift_total", kind=kind) for kind in DRIFT_KINDS}
     assert found == dict.fromkeys(DRIFT_KINDS, 0)
-    assert list(await rig.disks.instances()) == [disk_key(9).instance_id]
+    assert list(dict(await gathered(rig.disks.instances()))) == [disk_key(9).instance_id]

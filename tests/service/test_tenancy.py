@@ -22,6 +22,7 @@ from cacheagent.service.tenancy import TenantDisks
 from cacheagent.service.verify import Verify
 from tests.fakes import lying_glance
 from tests.fakes.values import disk_key
+from tests.service.rig import gathered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,7 +80,8 @@ async def test_a_disk_that_is_made_while_glance_is_asked_is_not_shown(
         elif what == "instance":
             shown = list(await disks.instance(ROOT.instance_id, TENANT))
         else:
-            shown = [each for views in (await disks.instances(TENANT)).values() for each in views]
+            found = await gathered(disks.instances(TENANT))
+            shown = [each for _, views in found for each in views]
     except (DiskNotFoundError, InstanceNotFoundError):
         shown = []
     assert private not in {view.disk.image_id for view in shown}

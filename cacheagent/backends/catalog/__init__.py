@@ -1,6 +1,7 @@
 """Which bases, disks and pins exist: SQLite, one connection in one thread."""
 
 from cacheagent.backends.catalog.catalog import Catalog
+from cacheagent.backends.catalog.holds import Held
 from cacheagent.backends.catalog.queries import DiskIntent
 
-__all__ = ["Catalog", "DiskIntent"]
+__all__ = ["Catalog", "DiskIntent", "Held"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.backends.catalog.claims import Claim, Fit
+    from cacheagent.backends.catalog.holds import Held
     from cacheagent.backends.catalog.queries import DiskIntent
     from cacheagent.model import (
         Base,
@@ -200,6 +201,18 @@ class Catalog:
         """Give all disks, by instance and name."""
         return await self._db.read(queries.disks)
 
+    async def next_disks(self, after: InstanceId | None, number: int) -> list[Disk]:
+        """Give the disks of the next ``number`` instances behind ``after``, by instance and name.
+
+        None stands before all. So all of them are read without all being there at once, and
+        nothing else waits long.
+        """
+        return await self._db.read(queries.next_disks, after, number)
+
+    async def images_of_disks(self) -> frozenset[ImageId]:
+        """Give the images that disks are made of."""
+        return await self._db.read(queries.images_of_disks)
+
     async def disks_of_instance(self, instance_id: InstanceId) -> list[Disk]:
         """Give the disks of one instance, by name."""
         return await self._db.read(queries.disks_of_instance, instance_id)
@@ -218,6 +231,10 @@ class Catalog:
         return await self._db.read(queries.disks_of_base, base_id)
 
     # --- holds ----------------------------------------------------------------------------------
+
+    async def held(self, image_ids: Sequence[ImageId], now: datetime) -> list[Held]:
+        """Give these images with bases and who holds them; one that is unknown is left out."""
+        return await self._db.read(holds.held, image_ids, now)
 
     async def users(self, now: datetime) -> Mapping[BaseId, tuple[User, ...]]:
         """Give who holds which base: disks, pins, leases; a base that nobody holds is left out."""

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import queries, rows
-from cacheagent.model import BaseId, BaseState, DiskKey, DiskName, InstanceId, User, UserKind
+from cacheagent.model import (
+    Base,
+    BaseId,
+    BaseState,
+    CachedImage,
+    DiskKey,
+    DiskName,
+    InstanceId,
+    User,
+    UserKind,
+)
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from cacheagent.model import Base, CachedImage, ImageId, Lease
+    from cacheagent.model import ImageId, Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An image with its base, and who holds that: disks, pins, leases."""
+
+    cached: CachedImage
+    base: Base | None = None
+    users: tuple[User, ...] = ()
+    pinned: bool = False
+
 
 _HOLDS = """
     SELECT base_id, 'disk' AS kind, instance_id, name, NULL AS detail FROM base_users
@@ -38,6 +60,23 @@ def users_of(db: sqlite3.Connection, base_id: BaseId, now: datetime) -> tuple[Us
     query = f"SELECT * FROM ({_HOLDS}) WHERE base_id = :base"  # noqa: S608 -- both are ours
     found = db.execute(query, {"now": rows.stamp(now), "base": base_id})
     return tuple(_user(row) for row in found)
+
+
+def held(db: sqlite3.Connection, image_ids: Sequence[ImageId], now: datetime) -> list[Held]:
+    """Give the images that are known, with their bases and who holds them."""
+    known = (queries.image(db, image_id) for image_id in image_ids)
+    return [_held(db, cached, now) for cached in known if cached is not None]
+
+
+def _held(db: sqlite3.Connection, cached: CachedImage, now: datetime) -> Held:
+    base = None if cached.base_id is None else queries.base(db, cached.base_id)
+    pin = db.execute("SELECT 1 FROM pins WHERE image_id = ?", (cached.image.image_id,))
+    return Held(
+        cached=cached,
+        base=base,
+        users=() if base is None else users_of(db, base.base_id, now),
+        pinned=pin.fetchone() is not None,
+    )
 
 
 def _user(row: sqlite3.Row) -> User:

@@ -204,6 +204,15 @@ _INTEND_DISK = (
 )
 _ADOPT_DISK = _DISK_COLUMNS + " NOTHING"
 _STATES_OF_INSTANCE = "SELECT name, state FROM disks WHERE instance_id = ? ORDER BY name"
+_NEXT_DISKS = """
+    SELECT * FROM disks WHERE instance_id > :after AND instance_id <= (
+        SELECT max(instance_id) FROM (
+            SELECT DISTINCT instance_id FROM disks WHERE instance_id > :after
+            ORDER BY instance_id LIMIT :number
+        )
+    )
+    ORDER BY instance_id, name
+"""
 
 
 def begin_disk(db: sqlite3.Connection, disk: Disk, lease_id: str | None) -> DiskIntent:
@@ -255,6 +264,18 @@ def disks(db: sqlite3.Connection) -> list[Disk]:
     """Give all disks."""
     found = db.execute("SELECT * FROM disks ORDER BY instance_id, name")
     return [rows.to_disk(row) for row in found]
+
+
+def next_disks(db: sqlite3.Connection, after: InstanceId | None, number: int) -> list[Disk]:
+    """Give the disks of the next instances behind one."""
+    found = db.execute(_NEXT_DISKS, {"after": after or "", "number": number})
+    return [rows.to_disk(row) for row in found]
+
+
+def images_of_disks(db: sqlite3.Connection) -> frozenset[ImageId]:
+    """Give the images that disks are made of."""
+    found = db.execute("SELECT DISTINCT image_id FROM disks WHERE image_id IS NOT NULL")
+    return frozenset(ImageId(row["image_id"]) for row in found)
 
 
 def disks_of_instance(db: sqlite3.Connection, instance_id: InstanceId) -> list[Disk]:
