@@ -30,7 +30,12 @@ _CANNOT_BE_CHECKED = 63
 _PERCENT = re.compile(rb"\((\d{1,3}(?:\.\d+)?)/100%\)")
 _VERSION = re.compile(r"version (\S+)")
 _LONGEST_PERCENT = len(b"(100.00/100%)")
-_NO_DIRECT_IO = re.compile(r"O_DIRECT|Invalid argument")
+_NOT_THIS_WAY = re.compile(r"O_DIRECT|Invalid argument|AIO|aio=native")
+
+# A coroutine reads 2 MiB at a time, but of compressed clusters only one, of 64 KiB: so many more
+# keep a core at work. qemu-img takes no more than 16.
+_COROUTINES_A_THREAD: Final = 8
+_MOST_COROUTINES: Final = 16
 
 # No conversion is slower than this on any machine that runs guests, however it was compressed:
 # inflating zlib yields some hundred MiB for each second of CPU.
@@ -49,13 +54,27 @@ class QemuImgSettings:
     """How to run qemu-img.
 
     ``cpu_time_limit`` is in seconds and holds for everything but a conversion, which gets more
-    the larger it is; ``memory_limit`` is bytes of address space.
+    the larger it is; ``memory_limit`` is bytes of address space. ``convert_threads`` are the
+    coroutines of a conversion; one of compressed clusters has more.
     """
 
     binary: str
     cpu_time_limit: float
     memory_limit: int
     convert_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a conversion reads and writes: the cache mode of both files, and calls for the target.
+
+    With ``native`` the kernel is told of many writes at once (io_submit(2)), which it takes past
+    the page cache only. Threads of QEMU would all spin on the lock of the one file: a write that
+    fills a hole takes that alone.
+    """
+
+    cache: str
+    native: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,22 +120,24 @@ class QemuImg:
         words, files = info_arguments(path, image_format), Files(read=(path,))
         return parse_info(await self._run(words, files, file_size=0))
 
-    async def check(self, path: Path, image_format: str) -> None:
-        """Check the tables of an image, without repair; formats that have none pass.
+    async def check(self, path: Path, image_format: str) -> bool:
+        """Check the tables of an image, without repair; tell whether any cluster is compressed.
 
-        Clusters that are only leaked are no finding. An overlay cannot be checked: its base is
-        not shown to qemu-img. Raises: QemuImgError with what was found.
+        Formats that have none pass, and tell no. Clusters that are only leaked are no finding. An
+        overlay cannot be checked: its base is not shown to qemu-img. Raises: QemuImgError with
+        what was found.
         """
         words, files = check_arguments(path, image_format), Files(read=(path,))
         completed = await self._complete(words, files, file_size=0)
         if completed.returncode == _CANNOT_BE_CHECKED:
-            return
+            return False
         if completed.returncode not in _CHECKED_WITH_FINDINGS:
             raise _error("check", completed)
         found = _json("check", completed.stdout)
         errors, corruptions = (int(found.get(k, 0)) for k in ("check-errors", "corruptions"))
         if errors or corruptions:
             raise QemuImgError(f"qemu-img check: {corruptions} corruptions, {errors} errors")
+        return bool(found.get("compressed-clusters", 0))
 
     async def convert(
         self,
@@ -127,24 +148,33 @@ class QemuImg:
         *,
         max_bytes: int,
         on_progress: Callable[[float], object],
+        compressed: bool = False,
     ) -> None:
         """Write ``source`` anew as ``target``, zeros as holes, past the page cache if possible.
 
-        ``max_bytes`` bounds the disk: a larger one makes it fail before it has written more.
+        ``max_bytes`` bounds the disk: a larger one makes it fail before it has written more, and
+        a raw target is so long. ``compressed`` sources are read by more coroutines.
         ``on_progress`` gets the fraction done, from 0 to 1. A target that was begun stays where
         this fails. Raises: QemuImgError with ``no_space`` where the file system is full.
         """
-        words = partial(convert_arguments, source, source_format, target, target_format)
+        words = partial(
+            *(convert_arguments, source, source_format, target, target_format),
+            coroutines=self._coroutines(compressed=compressed),
+        )
         run = partial(
-            self._convert,
-            words,
+            self._sandbox.run,
             files=Files(read=(source,), write=(target,)),
             limits=self._limits(longest_file(max_bytes, target_format), converted=max_bytes),
             on_stdout=ProgressReader(on_progress).feed,
         )
-        completed = await run(cache="none")
-        if completed.returncode != 0 and _NO_DIRECT_IO.search(completed.stderr):
-            completed = await run(cache="writeback")
+        best, *others = ways(target_format)
+        if best.native:
+            await self.create(target, target_format, size=max_bytes, options="")
+        completed = await run([self._settings.binary, *words(way=best)])
+        for way in others:
+            if completed.returncode == 0 or not _NOT_THIS_WAY.search(completed.stderr):
+                break
+            completed = await run([self._settings.binary, *words(way=way)])
         if completed.returncode != 0:
             raise _error("convert", completed)
 
@@ -182,18 +212,9 @@ class QemuImg:
         words = [self._settings.binary, *arguments]
         return await self._sandbox.run(words, limits=self._limits(file_size), files=files)
 
-    async def _convert(
-        self,
-        words: partial[list[str]],
-        *,
-        cache: str,
-        files: Files,
-        limits: Limits,
-        on_stdout: Callable[[bytes], None],
-    ) -> Completed:
-        arguments = words(threads=self._settings.convert_threads, cache=cache)
-        program = [self._settings.binary, *arguments]
-        return await self._sandbox.run(program, limits=limits, files=files, on_stdout=on_stdout)
+    def _coroutines(self, *, compressed: bool) -> int:
+        threads = self._settings.convert_threads
+        return min(_COROUTINES_A_THREAD * threads, _MOST_COROUTINES) if compressed else threads
 
     def _limits(self, file_size: int | None, *, converted: int = 0) -> Limits:
         return Limits(
@@ -237,22 +258,35 @@ def check_arguments(path: Path, image_format: str) -> list[str]:
     return ["check", "--output=json", "-f", image_format, _name(path)]
 
 
+def ways(target_format: DiskFormat) -> tuple[Way, ...]:
+    """Give the ways to convert, best first; not every host and file system has all of them."""
+    both = (Way(cache="none"), Way(cache="writeback"))
+    return (Way(cache="none", native=True), *both) if target_format is DiskFormat.RAW else both
+
+
 def convert_arguments(
     source: Path,
     source_format: str,
     target: Path,
     target_format: DiskFormat,
     *,
-    threads: int,
-    cache: str,
+    coroutines: int,
+    way: Way,
 ) -> list[str]:
-    """Give the words of ``qemu-img convert``; ``cache`` is QEMU's cache mode of both files.
+    """Give the words of ``qemu-img convert``.
 
-    It may write out of order: the target is of no use before it is whole.
+    It may write out of order: the target is of no use before it is whole. A ``native`` one writes
+    into a raw target that is there: a hole as long as the disk.
     """
-    words = ["convert", "-p", "-W", "-m", str(threads), "-t", cache, "-T", cache]
-    words += ["-f", source_format, "-O", target_format.value]
-    return [*words, _name(source), _name(target)]
+    words = ["convert", "-p", "-W", "-m", str(coroutines), "-t", way.cache, "-T", way.cache]
+    words += ["-f", source_format]
+    if not way.native:
+        return [*words, "-O", target_format.value, _name(source), _name(target)]
+    # A comma ends an option, unless there are two.
+    name = _name(target).replace(",", ",,")
+    options = f"driver={target_format.value},file.driver=file,file.aio=native,file.filename={name}"
+    words += ["-n", "--target-is-zero", "--target-image-opts"]
+    return [*words, _name(source), options]
 
 
 def create_overlay_arguments(

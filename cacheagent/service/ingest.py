@@ -244,9 +244,10 @@ class Ingest:
 
         target_format = admission.target_format(source_format, rules)
         try:
-            size = await look_again(self._qemu, part, source_format, rules)
+            opened = await look_again(self._qemu, part, source_format, rules)
             if not admission.needs_conversion(source_format, rules):
                 return part, target_format
+            size = opened.virtual_size
             target = self._store.layout.conversion(image.image_id, target_format)
             await self._store.remove([target])
             meter.enter(IngestPhase.CONVERTING, size)
@@ -257,6 +258,7 @@ class Ingest:
                 target_format,
                 max_bytes=size,
                 on_progress=on_progress,
+                compressed=opened.compressed,
             )
             await look_inside(target)
         except QemuImgError as error:

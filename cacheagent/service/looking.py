@@ -6,6 +6,7 @@ qemu-img opens it, and what a conversion made of it is looked at as well.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.inspect import formats_of_ends
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
     from cacheagent.policy.admission import ImageRules, SourceFormat
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What qemu-img saw of an image: its virtual size in bytes, and if clusters are compressed."""
+
+    virtual_size: int
+    compressed: bool
+
+
 async def look_again(
     qemu: QemuImg, path: Path, source_format: SourceFormat, rules: ImageRules
-) -> int:
-    """Let qemu-img open the file as what it was found to be; give its virtual size.
+) -> Opened:
+    """Let qemu-img open the file as what it was found to be; give what it saw.
 
     Raises:
         ImageUnacceptableError: what it says breaks a rule.
@@ -39,12 +48,12 @@ async def look_again(
         rules=rules,
     )
     try:
-        await qemu.check(path, source_format)
+        compressed = await qemu.check(path, source_format)
     except QemuImgError as error:
         if error.at_limit:
             raise
         raise ImageUnacceptableError("corrupt", f"the image is damaged: {error}") from error
-    return info.virtual_size
+    return Opened(virtual_size=info.virtual_size, compressed=compressed)
 
 
 async def look_inside(path: Path) -> None:

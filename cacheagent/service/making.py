@@ -190,4 +190,6 @@ class Making:
             target_format,
             max_bytes=size,
             on_progress=lambda fraction: room.still(size - int(size * fraction)),
+            # Cloud images mostly are, and those that are not lose little by it.
+            compressed=source_format is DiskFormat.QCOW2,
         )

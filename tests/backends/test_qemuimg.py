@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 CONTENT = os.urandom(MIB) + bytes(3 * MIB) + os.urandom(MIB)
+NEW = "-n --target-is-zero --target-image-opts"
+NATIVE = "driver=raw,file.driver=file,file.aio=native,file.filename="
 FORMATS = [
     ("raw", "raw", ""),
     ("qcow2", "qcow2", "compat=0.10"),
@@ -78,7 +80,13 @@ def test_every_command_line_states_the_format() -> None:
     commands = [
         qemuimg.info_arguments(disk, "qcow2"),
         qemuimg.check_arguments(disk, "vmdk"),
-        qemuimg.convert_arguments(base, "vpc", disk, raw, threads=3, cache="none"),
+        *(
+            qemuimg.convert_arguments(base, "vpc", disk, raw, coroutines=3, way=way)
+            for way in qemuimg.ways(raw)
+        ),
+        qemuimg.convert_arguments(
+            base, "raw", disk, qcow2, coroutines=16, way=qemuimg.ways(qcow2)[0]
+        ),
         qemuimg.create_overlay_arguments(disk, base=base, base_format=raw, size=9, options="a=b"),
         qemuimg.create_overlay_arguments(disk, base=base, base_format=qcow2, size=9, options=""),
         qemuimg.create_arguments(disk, qcow2, size=9, options="a=b"),
@@ -88,7 +96,10 @@ def test_every_command_line_states_the_format() -> None:
     assert [" ".join(words) for words in commands] == [
         "info --force-share --output=json -f qcow2 /d/root.qcow2",
         "check --output=json -f vmdk /d/root.qcow2",
+        f"convert -p -W -m 3 -t none -T none -f vpc {NEW} /b/base.raw {NATIVE}/d/root.qcow2",
         "convert -p -W -m 3 -t none -T none -f vpc -O raw /b/base.raw /d/root.qcow2",
+        "convert -p -W -m 3 -t writeback -T writeback -f vpc -O raw /b/base.raw /d/root.qcow2",
+        "convert -p -W -m 16 -t none -T none -f raw -O qcow2 /b/base.raw /d/root.qcow2",
         "create -q -f qcow2 -b /b/base.raw -F raw -o a=b /d/root.qcow2 9",
         "create -q -f qcow2 -b /b/base.raw -F qcow2 /d/root.qcow2 9",
         "create -q -f qcow2 -o a=b /d/root.qcow2 9",
@@ -231,6 +242,39 @@ async def test_a_wrong_format_is_an_error(qemu: QemuImg, tmp_path: Path) -> None
         await qemu.check(disk, "qcow2")
 
 
+@pytest.mark.parametrize(
+    ("image_format", "options", "compressed"),
+    [("qcow2", ["-c"], True), ("qcow2", [], False), ("raw", [], False)],
+)
+async def test_a_check_tells_of_compressed_clusters(
+    qemu: QemuImg, tmp_path: Path, image_format: str, options: list[str], *, compressed: bool
+) -> None:
+    """It is known what a conversion has to expect, before it begins."""
+    raw, disk = tmp_path / "raw", tmp_path / "disk"
+    raw.write_bytes(b"text" * MIB)
+    images.qemu_img("convert", *options, "-f", "raw", "-O", image_format, raw, disk)
+    assert await qemu.check(disk, image_format) is compressed
+
+
+@pytest.mark.parametrize(("compressed", "coroutines"), [(False, "2"), (True, "16")])
+async def test_compressed_clusters_are_read_by_more_coroutines(
+    stand_in: Callable[[str], QemuImg], tmp_path: Path, *, compressed: bool, coroutines: str
+) -> None:
+    """One cluster at a time would leave the cores idle."""
+    log = tmp_path / "log"
+    qemu = stand_in(f'[ "$1" = convert ] || exit 0; echo "$5" >> {log}')
+    await qemu.convert(
+        Path("/a"),
+        "qcow2",
+        Path("/b"),
+        DiskFormat.RAW,
+        max_bytes=MIB,
+        on_progress=ignore,
+        compressed=compressed,
+    )
+    assert log.read_text().split() == [coroutines]
+
+
 async def test_a_truncated_qcow2_is_found_by_the_check(qemu: QemuImg, tmp_path: Path) -> None:
     """Data that lie beyond the end of the file are a finding, though the header is sound."""
     source = images.made_by_qemu(tmp_path / "source", "qcow2", "", CONTENT)
@@ -278,26 +322,57 @@ async def test_each_status_of_a_check_has_a_meaning(
         await qemu.check(Path("/disk"), "qcow2")
 
 
-async def test_a_file_system_without_direct_io_is_written_through_the_cache(
-    stand_in: Callable[[str], QemuImg], tmp_path: Path
+@pytest.mark.parametrize(
+    ("complaints", "tried"),
+    [
+        ([], ["native"]),
+        (["Unable to use native AIO: failed to create linux AIO context"], ["native", "none"]),
+        (
+            ["aio=native was specified, but is not supported in this build.", "Invalid argument"],
+            ["native", "none", "writeback"],
+        ),
+        (["file system may not support O_DIRECT"] * 2, ["native", "none", "writeback"]),
+    ],
+)
+async def test_what_a_host_lacks_costs_another_try_and_not_the_conversion(
+    stand_in: Callable[[str], QemuImg], tmp_path: Path, complaints: list[str], tried: list[str]
 ) -> None:
-    """A refusal of O_DIRECT costs a second try, not the conversion."""
-    log = tmp_path / "log"
+    """Without native calls threads write, and without direct I/O through the page cache."""
+    log, left = tmp_path / "log", tmp_path / "left"
+    left.write_text("".join(f"{line}\n" for line in complaints))
     qemu = stand_in(
-        f'echo "$7 $9" >> {log}\n'
-        '[ "$7" = writeback ] || { echo "file system may not support O_DIRECT" >&2; exit 1; }'
+        '[ "$1" = convert ] || exit 0\n'
+        f'case "$*" in *aio=native*) echo native;; *) echo "$7";; esac >> {log}\n'
+        f"line=$(head -n 1 {left}); sed -i 1d {left}\n"
+        '[ -z "$line" ] || { echo "$line" >&2; exit 1; }'
     )
     await qemu.convert(
         Path("/a"), "qcow2", Path("/b"), DiskFormat.RAW, max_bytes=MIB, on_progress=ignore
     )
-    assert log.read_text() == "none none\nwriteback writeback\n"
+    assert log.read_text().split() == tried
+
+
+async def test_a_conversion_knows_any_name_and_what_was_there_before_is_gone(
+    qemu: QemuImg, tmp_path: Path
+) -> None:
+    """A comma in the path is no option of QEMU, and the holes of a disk do not show old bytes."""
+    source = images.made_by_qemu(tmp_path / "source", "qcow2", "", CONTENT)
+    target = tmp_path / "a,size=1,b"
+    target.write_bytes(os.urandom(len(CONTENT)))
+    await qemu.convert(
+        source, "qcow2", target, DiskFormat.RAW, max_bytes=len(CONTENT), on_progress=ignore
+    )
+    assert target.read_bytes() == CONTENT
 
 
 async def test_a_full_file_system_is_told_from_other_failures(
     stand_in: Callable[[str], QemuImg],
 ) -> None:
     """The caller can free space and try again, since the error says what was lacking."""
-    qemu = stand_in('echo "qemu-img: error while writing: No space left on device" >&2; exit 1')
+    qemu = stand_in(
+        '[ "$1" = convert ] || exit 0\n'
+        'echo "qemu-img: error while writing: No space left on device" >&2; exit 1'
+    )
     with pytest.raises(QemuImgError, match="qemu-img convert: error while writing") as caught:
         await qemu.convert(
             Path("/a"), "raw", Path("/b"), DiskFormat.RAW, max_bytes=MIB, on_progress=ignore
@@ -346,7 +421,10 @@ async def test_cancelling_a_conversion_kills_the_real_qemu_img(
     source, pid = tmp_path / "source", tmp_path / "pid"
     source.write_bytes(os.urandom(16 * MIB))
     # At 64 KiB a second it would be busy for minutes.
-    qemu = stand_in(f'echo $$ > {pid}; shift; exec qemu-img convert -r 64k "$@"')
+    qemu = stand_in(
+        '[ "$1" = convert ] || exec qemu-img "$@"\n'
+        f'echo $$ > {pid}; shift; exec qemu-img convert -r 64k "$@"'
+    )
     begun = asyncio.Event()
     run = asyncio.ensure_future(
         qemu.convert(
