@@ -4,68 +4,95 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.costs import Cost, Meter, spend
 from benchmarks.residency import forget
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _CONVERSIONS = (
-    ("-W", "-m", "8", "-t", "none", "-T", "none"),
-    ("-W", "-m", "8", "-t", "none"),
-    ("-m", "8", "-t", "none"),
-    ("-W", "-m", "8"),
+    "-W -m 16",
+    "-W -m 4 -t none",
+    "-W -m 2 -t none -T none aio=native",
+    "-W -m 16 -t none -T none aio=native",
 )
-"""Options of ``qemu-img convert`` that may be the best; the last one needs a sync behind it."""
+"""Options of ``qemu-img convert`` that were the best of some twenty sets, each in its place."""
+
+_NATIVE = " aio=native"
+"""What is no option: the driver of the target is told so, which has to be there before."""
 
 
-def receive(url: str, folder: Path) -> tuple[Cost, Cost]:
-    """Receive what is at the address: by curl to nowhere, and by ``curl -o`` to a file."""
-    file = folder / "received"
-    nowhere = spend("curl", "-sSf", "-o", "/dev/null", url, what="curl -o /dev/null")
-    kept = spend("curl", "-sSf", "-o", file, url, what="curl -o file")
-    file.unlink()
+def receive(url: str, folder: Path) -> Sequence[Callable[[], Cost]]:
+    """Receive what is at the address: by curl to nowhere, or by ``curl -o`` to a file."""
+
+    def kept() -> Cost:
+        file = folder / "received"
+        cost = spend("curl", "-sSf", "-o", file, url, what="curl -o file")
+        file.unlink()
+        return cost
+
+    nowhere = partial(spend, "curl", "-sSf", "-o", "/dev/null", url, what="curl -o /dev/null")
     return nowhere, kept
 
 
-def digest(path: Path, meter: Meter) -> tuple[Cost, Cost]:
-    """Hash a file: by sha512sum, and by one thread of Python's hashlib."""
-    command = spend("sha512sum", path, what="sha512sum")
-    with meter.measuring("SHA-512 by hashlib") as library, path.open("rb") as file:
-        hashlib.file_digest(file, "sha512", _bufsize=4 << 20)
-    return command, library
+def digest(path: Path, meter: Meter) -> Sequence[Callable[[], Cost]]:
+    """Hash a file: by sha512sum, or by one thread of Python's hashlib."""
+
+    def library() -> Cost:
+        with meter.measuring("SHA-512 by hashlib") as cost, path.open("rb") as file:
+            hashlib.file_digest(file, "sha512", _bufsize=4 << 20)
+        return cost
+
+    return partial(spend, "sha512sum", path, what="sha512sum"), library
 
 
-def write(source: Path, folder: Path) -> tuple[Cost, Cost]:
-    """Write a file that lies in the page cache: by ``dd``, with direct I/O and without."""
+def write(source: Path, folder: Path) -> Sequence[Callable[[], Cost]]:
+    """Write a file that lies in the page cache: by ``dd``, with direct I/O or without."""
     target = folder / "written"
     words = ("dd", f"if={source}", f"of={target}", "bs=4M", "conv=fsync", "status=none")
-    cached = spend(*words, what="dd conv=fsync")
-    target.unlink()
-    try:
-        direct = spend(*words, "oflag=direct", what="dd oflag=direct conv=fsync")
-    except subprocess.CalledProcessError:
-        return cached, cached
-    target.unlink()
-    return direct, cached
+
+    def cached() -> Cost:
+        cost = spend(*words, what="dd conv=fsync")
+        target.unlink()
+        return cost
+
+    def direct() -> Cost:
+        try:
+            cost = spend(*words, "oflag=direct", what="dd oflag=direct conv=fsync")
+        except subprocess.CalledProcessError:
+            return cached()
+        target.unlink()
+        return cost
+
+    return cached, direct
 
 
-def convert(source: Path, folder: Path) -> Cost:
-    """Convert a qcow2 file to raw, durably, in several ways, and give the fastest.
+def convert(source: Path, size: int, folder: Path) -> Sequence[Callable[[], Cost]]:
+    """Convert a qcow2 file of a disk of ``size`` bytes to raw, durably, in several ways.
 
     The file is read from its device, as one is that came by direct I/O.
     """
     target = folder / "converted"
-    found = []
-    for options in _CONVERSIONS:
-        what = f"qemu-img convert {' '.join(options)}"
-        words = ("qemu-img", "convert", *options, "-f", "qcow2", "-O", "raw")
+
+    def converted(options: str) -> Cost:
+        cost = Cost(what=f"qemu-img convert {options}")
+        words = ["qemu-img", "convert", *options.removesuffix(_NATIVE).split(), "-f", "qcow2"]
+        if options.endswith(_NATIVE):
+            cost = cost.plus(spend("qemu-img", "create", "-q", "-f", "raw", target, str(size)))
+            words += ["-n", "--target-is-zero", "--target-image-opts", str(source)]
+            words.append(f"driver=raw,file.driver=file,file.aio=native,file.filename={target}")
+        else:
+            words += ["-O", "raw", str(source), str(target)]
         forget(source)
-        found.append(spend(*words, source, target, what=what).plus(spend("sync", target)))
+        cost = cost.plus(spend(*words)).plus(spend("sync", target))
         target.unlink()
-    return min(found, key=lambda cost: cost.wall)
+        return cost
+
+    return [partial(converted, options) for options in _CONVERSIONS]
 
 
 def cold(url: str, sha512: str, disk_format: str, folder: Path, *, raw: bool) -> Cost:

@@ -157,10 +157,8 @@ class QemuImg:
         ``on_progress`` gets the fraction done, from 0 to 1. A target that was begun stays where
         this fails. Raises: QemuImgError with ``no_space`` where the file system is full.
         """
-        words = partial(
-            *(convert_arguments, source, source_format, target, target_format),
-            coroutines=self._coroutines(compressed=compressed),
-        )
+        coroutines = self._coroutines(compressed=compressed)
+        words = partial(convert_arguments, source, source_format, target, target_format)
         run = partial(
             self._sandbox.run,
             files=Files(read=(source,), write=(target,)),
@@ -170,11 +168,11 @@ class QemuImg:
         best, *others = ways(target_format)
         if best.native:
             await self.create(target, target_format, size=max_bytes, options="")
-        completed = await run([self._settings.binary, *words(way=best)])
+        completed = await run([self._settings.binary, *words(coroutines=coroutines, way=best)])
         for way in others:
             if completed.returncode == 0 or not _NOT_THIS_WAY.search(completed.stderr):
                 break
-            completed = await run([self._settings.binary, *words(way=way)])
+            completed = await run([self._settings.binary, *words(coroutines=coroutines, way=way)])
         if completed.returncode != 0:
             raise _error("convert", completed)
 
