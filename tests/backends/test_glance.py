@@ -148,7 +148,7 @@ async def download(
     return bytes(received)
 
 
-async def collect(pieces: AsyncIterator[bytes], received: bytearray) -> None:
+async def collect(pieces: AsyncIterator[memoryview], received: bytearray) -> None:
     """Read a stream as far as it goes."""
     async for piece in pieces:
         received += piece

@@ -45,6 +45,8 @@ __all__ = ["Contact", "Glance", "GlanceHooks", "GlanceSettings", "TokenSource"]
 
 T = TypeVar("T")
 
+_PIECE = 256 << 10
+
 _log = structlog.get_logger(__name__)
 
 
@@ -54,6 +56,11 @@ def _utc_now() -> datetime:
 
 async def _unlimited(_bytes: int) -> None:
     return
+
+
+async def new_room() -> memoryview:
+    """Give memory that nobody else uses, for the next piece of a stream."""
+    return memoryview(bytearray(_PIECE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +203,17 @@ class Glance:
         await self._repeat(attempt)
 
     async def stream(
-        self, image: GlanceImage, *, offset: int, caller: Caller
-    ) -> AsyncGenerator[bytes, None]:
+        self,
+        image: GlanceImage,
+        *,
+        offset: int,
+        caller: Caller,
+        room: Callable[[], Awaitable[memoryview]] = new_room,
+    ) -> AsyncGenerator[memoryview, None]:
         """Give the data of an image from ``offset`` to the end, in pieces as they come.
+
+        Each piece is the beginning of the memory that ``room`` gave for it, received there
+        without a copy where the answer tells its length.
 
         A download that breaks goes on where it stopped, with a token that is then fresh, and
         without a limit on the whole time: each byte that comes forgives the failures so far. It
@@ -217,7 +232,7 @@ class Glance:
         attempts = self._attempts()
         while download.position != download.size:
             try:
-                async with contextlib.aclosing(self._rest_of(download)) as rest:
+                async with contextlib.aclosing(self._rest_of(download, room)) as rest:
                     async for piece in rest:
                         attempts.progress()
                         yield piece
@@ -227,29 +242,32 @@ class Glance:
                 await self._check_active(image.image_id, caller)
                 raise
 
-    async def _rest_of(self, download: _Download) -> AsyncGenerator[bytes, None]:
+    async def _rest_of(
+        self, download: _Download, room: Callable[[], Awaitable[memoryview]]
+    ) -> AsyncGenerator[memoryview, None]:
         """One attempt at what is missing; moves ``position`` as it gives pieces."""
         async with await self._channel.open(download.ask) as answer:
             placement = place_body(answer.head, position=download.position, size=download.size)
             download.size, skip = placement.total, placement.skip
             if download.position > skip:
                 self._hooks.on_resume(download.position - skip)
-            while piece := await self._piece(answer):
-                fresh = piece[skip:]
-                skip -= len(piece) - len(fresh)
-                if download.position + len(fresh) > download.size:
+            # What is here already never shares a piece with what is not.
+            while piece := await self._piece(answer, (await room())[: skip or None]):
+                if skip:
+                    skip -= len(piece)
+                    continue
+                if download.position + len(piece) > download.size:
                     message = f"the data are longer than the {download.size} bytes of the image"
                     raise GlanceRefusedError(message, glance_status=answer.status)
-                if fresh:
-                    download.position += len(fresh)
-                    yield fresh
+                download.position += len(piece)
+                yield piece
         if download.position < download.size:
             raise FailureError(f"the data end after {download.position} of {download.size} bytes")
 
-    async def _piece(self, answer: Answer) -> bytes:
-        piece = await answer.piece()
-        await self._hooks.throttle(len(piece))
-        return piece
+    async def _piece(self, answer: Answer, room: memoryview) -> memoryview:
+        received = await answer.receive(room)
+        await self._hooks.throttle(received)
+        return room[:received]
 
     async def _check_active(self, image_id: ImageId, caller: Caller) -> None:
         image = await self.show(image_id, caller)

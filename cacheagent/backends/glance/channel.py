@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import aiohttp
 
+from cacheagent.backends.glance.inlet import Inlet, take_over
 from cacheagent.backends.glance.metadata import parse_versions
 from cacheagent.backends.glance.sessions import Sessions
 from cacheagent.errors import (
@@ -122,9 +123,14 @@ class Answer:
     A connection whose body was not read to its end is closed.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, stall: float, on_failure: Callable[[], None]
+    ) -> None:
         self._response = response
+        self._stall = stall
         self._on_failure = on_failure
+        self._inlet: Inlet | None = None
+        self._come = memoryview(b"")
         self.url = str(response.url)
         self.status = response.status
         self.headers = response.headers
@@ -156,6 +162,29 @@ class Answer:
         """
         try:
             return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            self._on_failure()
+            raise _failure(self.url, error) from error
+
+    async def receive(self, room: memoryview) -> int:
+        """Receive what comes of the body into ``room``, and say how much; 0 at its end.
+
+        To be used for all of a body or for nothing of it. Raises: ``FailureError`` as ``piece``.
+        """
+        if not self._come and self._inlet is None:
+            come, self._inlet = take_over(self._response, self._stall)
+            self._come = memoryview(come)
+        if not self._come and self._inlet is not None:
+            return await self._receive(self._inlet, room)
+        if not self._come:
+            self._come = memoryview(await self.piece())
+        taken = min(len(room), len(self._come))
+        room[:taken], self._come = self._come[:taken], self._come[taken:]
+        return taken
+
+    async def _receive(self, inlet: Inlet, room: memoryview) -> int:
+        try:
+            return await inlet.receive(room)
         except (aiohttp.ClientError, OSError) as error:
             self._on_failure()
             raise _failure(self.url, error) from error
@@ -194,6 +223,7 @@ class Channel:
         self._now = now
         self._bases: dict[str, str] = {}
         self._rests_until: dict[str, float] = {}
+        self._stall = settings.stall_timeout
         self._sessions = Sessions(settings)
         self.contact = Contact()
 
@@ -251,7 +281,10 @@ class Channel:
     async def _ask(self, endpoint: str, ask: Ask, token: str | None) -> Answer:
         headers = dict(_headers(ask, token))
         response = await self._get(ask.call, await self._base(endpoint) + ask.path, headers)
-        return Answer(response, on_failure=lambda: self._rest(endpoint))
+        return self._answer(response, endpoint)
+
+    def _answer(self, response: aiohttp.ClientResponse, endpoint: str) -> Answer:
+        return Answer(response, self._stall, on_failure=lambda: self._rest(endpoint))
 
     async def _base(self, endpoint: str) -> str:
         if endpoint not in self._bases:
@@ -265,7 +298,7 @@ class Channel:
         """Find the base of version 2 of the API; the endpoint may name a version or none."""
         root = re.sub(r"/v\d+(\.\d+)?$", "", endpoint.rstrip("/"), flags=re.ASCII)
         response = await self._get("versions", f"{root}/", {})
-        async with Answer(response, on_failure=lambda: self._rest(endpoint)) as answer:
+        async with self._answer(response, endpoint) as answer:
             error = self._error_for(answer, None)
             if error is not None and answer.status != HTTPStatus.MULTIPLE_CHOICES:
                 raise error

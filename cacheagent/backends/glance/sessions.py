@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cacheagent.backends.glance.channel import GlanceSettings
 
-READ_BUFFER = 2 << 20
+READ_BUFFER = 256 << 10
 """Bytes that aiohttp holds of a body before it stops reading from the socket; it may double."""
 
 QUESTIONS = 100
