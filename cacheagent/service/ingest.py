@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cacheagent.backends.store import BLOCK_SIZE, Manifest
+from cacheagent.backends.store import BLOCK_SIZE, Block, Manifest
 from cacheagent.errors import (
     DigestMismatchError,
     ImageUnacceptableError,
@@ -26,6 +26,7 @@ from cacheagent.service.proof import Proof, Proven
 from cacheagent.service.quarantine import Quarantine
 from cacheagent.service.signatures import Signatures
 from cacheagent.service.unpack import Unpack, Unpacked, admitted
+from cacheagent.sync.lending import Lending
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
     from cacheagent.service.parts import Parts
     from cacheagent.service.room import Reservation
 
-RECORD_EVERY = 16 * BLOCK_SIZE
+RECORD_EVERY = 32 * BLOCK_SIZE
 """A crash loses at most this much of a download."""
+
+BLOCKS_BESIDE = 3
+"""Blocks beside one for each download: a slow one fills its own and takes none from the others."""
 
 _log = structlog.get_logger(__name__)
 
@@ -70,7 +74,9 @@ class Ingest:
         self._signatures = Signatures(parts)
         self._quarantine = Quarantine(parts)
         self._unpack = Unpack(parts)
-        self._slots = asyncio.Semaphore(parts.config().glance.concurrency)
+        concurrency = parts.config().glance.concurrency
+        self._slots = asyncio.Semaphore(concurrency)
+        self._blocks = Lending(Block, concurrency + BLOCKS_BESIDE)
 
     @contextlib.asynccontextmanager
     async def make(self, image: GlanceImage, caller: Caller, meter: Meter) -> AsyncIterator[Made]:
@@ -215,10 +221,13 @@ class Ingest:
         with Proof.open(image, signed) as proof:
             await part.read_present(proof.feed)
             meter.enter(IngestPhase.DOWNLOADING, part.size, part.present)
-            stream = self._glance.stream(image, offset=part.present, caller=caller)
+            pipeline = Pipeline(part, proof, self._blocks, on_block)
+            stream = self._glance.stream(
+                image, offset=part.present, caller=caller, room=pipeline.room
+            )
             try:
                 async with contextlib.aclosing(stream) as pieces:
-                    await Pipeline(part, proof, on_block).run(_recorded(part, pieces))
+                    await pipeline.run(_recorded(part, pieces))
             finally:
                 await part.save_record()
             return await proof.finish()
@@ -295,7 +304,7 @@ class Ingest:
         return Manifest(base=base, images=(image,))
 
 
-async def _recorded(part: Part, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _recorded(part: Part, pieces: AsyncIterator[memoryview]) -> AsyncIterator[memoryview]:
     """Pass the pieces on, and write down now and then how far the part has come."""
     recorded = part.present
     async for piece in pieces:

@@ -7,33 +7,51 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.store import Block
+from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable
 
-    from cacheagent.backends.store import Part
+    from cacheagent.backends.store import Block, Part
     from cacheagent.service.proof import Proof
+    from cacheagent.sync.lending import Lending
 
-BLOCKS = 4
-"""Buffers of one pass: one that fills, and as many again on their way through the threads."""
+_Outcome = tuple[BaseException | None, BaseException | None]
+
+AT_ONCE = 4
+"""Buffers that one pass holds at most: one that fills, the others on their way through threads."""
 
 
 class Pipeline:
     """Passes blocks on to the proof and to the part, each of which works in its own thread.
 
-    The memory is the same for every image: a block is filled again when both are done with it.
+    The blocks are borrowed from those that all passes share, and given back when both are done.
     """
 
-    def __init__(self, part: Part, proof: Proof, on_block: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        part: Part,
+        proof: Proof,
+        blocks: Lending[Block],
+        on_block: Callable[[int], None],
+    ) -> None:
         self._part = part
         self._proof = proof
+        self._blocks = blocks
         self._on_block = on_block
-        self._spare = [Block() for _ in range(BLOCKS)]
-        self._under_way: deque[tuple[Block, asyncio.Future[tuple[None, None]]]] = deque()
+        self._filling: Block | None = None
+        self._under_way: deque[asyncio.Future[_Outcome]] = deque()
 
-    async def run(self, pieces: AsyncIterable[bytes]) -> None:
-        """Take all pieces in; when this returns, all were written and proved.
+    async def room(self) -> memoryview:
+        """Give the memory that the next piece is to begin in."""
+        if self._filling is None:
+            while len(self._under_way) >= AT_ONCE - 1:
+                await self._oldest()
+            self._filling = await self._blocks.take()
+        return self._filling.rest()
+
+    async def run(self, pieces: AsyncIterable[memoryview]) -> None:
+        """Take in all pieces, received into ``room``; on return all were written and proved.
 
         Raises:
             InsufficientSpaceError: the file system is full.
@@ -41,37 +59,52 @@ class Pipeline:
 
         """
         try:
-            block = await self._empty_block()
             async for piece in pieces:
-                rest = memoryview(piece)
-                while rest := block.take(rest):
-                    self._pass_on(block)
-                    block = await self._empty_block()
-            if block.length:
-                self._pass_on(block)
+                self._take(len(piece))
+            if self._filling is not None and self._filling.length:
+                self._pass_on(self._filling)
             while self._under_way:
                 await self._oldest()
         finally:
-            for _, done in self._under_way:
-                done.cancel()
+            await self._end()
+
+    def _take(self, length: int) -> None:
+        if self._filling is None:
+            raise RuntimeError("a piece came without room")
+        self._filling.length += length
+        if self._filling.is_full:
+            self._pass_on(self._filling)
 
     def _pass_on(self, block: Block) -> None:
-        proved = self._proof.feed(block.view())
-        written = self._part.write(block)
-        done = asyncio.gather(proved, written)
-        done.add_done_callback(partial(self._passed, block.length))
-        self._under_way.append((block, done))
+        self._filling = None
+        done = asyncio.gather(
+            self._proof.feed(block.view()), self._part.write(block), return_exceptions=True
+        )
+        done.add_done_callback(partial(self._passed, block))
+        self._under_way.append(done)
 
-    def _passed(self, length: int, done: asyncio.Future[tuple[None, None]]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._on_block(length)
+    def _passed(self, block: Block, done: asyncio.Future[_Outcome]) -> None:
+        if all(error is None for error in done.result()):
+            self._on_block(block.length)
+        self._give_back(block)
 
-    async def _empty_block(self) -> Block:
-        return self._spare.pop() if self._spare else await self._oldest()
-
-    async def _oldest(self) -> Block:
-        block, done = self._under_way[0]
-        await done
-        self._under_way.popleft()
+    def _give_back(self, block: Block) -> None:
         block.length = 0
-        return block
+        self._blocks.give(block)
+
+    async def _oldest(self) -> None:
+        done = self._under_way[0]
+        # Unlike awaiting it, this leaves it alone where the pass is cancelled.
+        await asyncio.wait({done})
+        del self._under_way[0]
+        for error in done.result():
+            if error is not None:
+                raise error
+
+    async def _end(self) -> None:
+        """Give all blocks back: another pass may have them when no thread looks at them."""
+        if self._filling is not None:
+            self._give_back(self._filling)
+            self._filling = None
+        if self._under_way:
+            await uninterrupted(asyncio.wait(self._under_way))

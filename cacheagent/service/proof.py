@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +12,7 @@ from cacheagent.backends.inspect import Inspection
 from cacheagent.errors import DigestMismatchError
 from cacheagent.model import Digest, ImageSignature
 from cacheagent.policy.admission import Found
+from cacheagent.sync.modest import modest_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ class Proof:
     @contextlib.contextmanager
     def open(cls, image: GlanceImage, signed: SignatureCheck | None = None) -> Iterator[Self]:
         """Give a proof that has seen nothing yet."""
-        thread = ThreadPoolExecutor(1, "proof")
+        thread = modest_thread("proof")
         try:
             yield cls(Follower(image, signed), thread)
         finally:

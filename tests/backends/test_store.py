@@ -343,12 +343,19 @@ def test_full_disk_is_told_with_the_figures(
 IMAGE = replace(values.glance_image(1), size=4 * BLOCK_SIZE)
 
 
+def block_of(data: bytes) -> Block:
+    """Give a block with this content."""
+    block = Block()
+    block.rest()[: len(data)] = data
+    block.length = len(data)
+    return block
+
+
 async def write_blocks(store: Store, data: bytes, image: GlanceImage = IMAGE) -> None:
     """Let ``data`` arrive as the part of an image, and record how far it came."""
     async with store.part(image) as part:
         for start in range(0, len(data), BLOCK_SIZE):
-            block = Block()
-            block.take(memoryview(data[start : start + BLOCK_SIZE]))
+            block = block_of(data[start : start + BLOCK_SIZE])
             await part.write(block)
         await part.save_record()
 
@@ -394,8 +401,7 @@ async def test_zeros_stand_where_a_failed_try_had_written(store: Store) -> None:
         file.seek(BLOCK_SIZE)
         file.write(os.urandom(BLOCK_SIZE))
     async with store.part(image) as part:
-        block = Block()
-        block.take(memoryview(bytes(BLOCK_SIZE)))
+        block = block_of(bytes(BLOCK_SIZE))
         await part.write(block)
     assert path.read_bytes()[BLOCK_SIZE:] == bytes(BLOCK_SIZE)
 
@@ -427,8 +433,7 @@ async def test_zero_runs_stay_holes(store: Store) -> None:
     data = bytes(BLOCK_SIZE) + b"\1" * 70_000 + bytes(BLOCK_SIZE - 70_000) + b"\2" * 1000
     async with store.part(image) as part:
         for start in range(0, size, BLOCK_SIZE):
-            block = Block()
-            block.take(memoryview(data[start : start + BLOCK_SIZE]))
+            block = block_of(data[start : start + BLOCK_SIZE])
             await part.write(block)
         assert part.present == size
     path = store.layout.part(values.image_id(1))

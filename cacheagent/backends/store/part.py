@@ -14,7 +14,6 @@ import errno
 import json
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import aiofiles
@@ -22,6 +21,7 @@ import structlog
 
 from cacheagent.backends.store import files
 from cacheagent.policy.layout import unfinished
+from cacheagent.sync.modest import modest_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BLOCK_SIZE = 4 << 20
+BLOCK_SIZE = 2 << 20
 """Bytes of a full block; small enough to pipeline, large enough to forget the hops."""
 
 HOLE_SIZE = 64 << 10
@@ -54,15 +54,17 @@ class Block:
         self._view = memoryview(self._memory)
         self.length = 0
 
-    def take(self, data: memoryview) -> memoryview:
-        """Copy in what fits of ``data``, and give back the rest."""
-        taken = min(len(data), BLOCK_SIZE - self.length)
-        self._view[self.length : self.length + taken] = data[:taken]
-        self.length += taken
-        return data[taken:]
+    def rest(self) -> memoryview:
+        """Show what can be filled yet; whoever fills some of it adds to ``length``."""
+        return self._view[self.length :]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no rest."""
+        return self.length == BLOCK_SIZE
 
     def view(self) -> memoryview:
-        """Show what has been taken in."""
+        """Show what has been filled."""
         return self._view[: self.length]
 
     def padded(self) -> memoryview:
@@ -76,14 +78,19 @@ def data_runs(data: memoryview) -> list[tuple[int, int]]:
     """Give start and end of the runs of ``data`` that are not zeros, in steps of ``HOLE_SIZE``."""
     runs: list[tuple[int, int]] = []
     for start in range(0, len(data), HOLE_SIZE):
-        piece = data[start : start + HOLE_SIZE].tobytes()
-        if piece == _ZEROS[: len(piece)]:
+        piece = data[start : start + HOLE_SIZE]
+        # Nearly always the first page tells; copying all of them would keep the loop waiting.
+        if _is_zero(piece[:ALIGNMENT]) and _is_zero(piece):
             continue
         if runs and runs[-1][1] == start:
             runs[-1] = (runs[-1][0], start + len(piece))
         else:
             runs.append((start, start + len(piece)))
     return runs
+
+
+def _is_zero(data: memoryview) -> bool:
+    return data.tobytes() == _ZEROS[: len(data)]
 
 
 class Part:
@@ -111,7 +118,7 @@ class Part:
             InsufficientSpaceError: the file system is full.
 
         """
-        thread = ThreadPoolExecutor(1, "part")
+        thread = modest_thread("part")
         part = cls(path, record, image, thread)
         try:
             recorded = await recorded_bytes(record, image)
