@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _BUSY_SECONDS = 5.0
 """How long a statement waits for somebody else, say an operator who looks with ``sqlite3``."""
 
-_MOST_AT_ONCE = 64
+MOST_AT_ONCE = 64
 """What waits together becomes one transaction, up to so many of its parts."""
 
 _PAGE = 4096
@@ -47,8 +47,14 @@ class _Opened:
 class _Work:
     """What is to be done with the connection, and whether it writes."""
 
-    run: Callable[[sqlite3.Connection], Any]
+    query: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     writes: bool
+
+    def run(self, connection: sqlite3.Connection) -> object:
+        """Do it."""
+        return self.query(connection, *self.args, **self.kwargs)
 
 
 class Database:
@@ -64,7 +70,7 @@ class Database:
     def __init__(self, path: Path, opened: _Opened) -> None:
         self._path = path
         self._connection = opened.connection
-        self._lane: Lane[_Work] = Lane(1, "catalog", self._do, _MOST_AT_ONCE)
+        self._lane: Lane[_Work] = Lane(1, "catalog", self._do, MOST_AT_ONCE)
         self.begun_anew = opened.begun_anew
         self.set_aside = opened.set_aside
 
@@ -84,9 +90,7 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         """Run ``work`` with the connection; alone, each statement of it stands for itself."""
-        found: T = await self._lane.run(
-            _Work(run=lambda db: work(db, *args, **kwargs), writes=False)
-        )
+        found: T = await self._lane.run(_Work(query=work, args=args, kwargs=kwargs, writes=False))
         return found
 
     async def write(
@@ -96,7 +100,7 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         """Run ``work`` with the connection in one transaction; an error undoes all of it."""
-        done: T = await self._lane.run(_Work(run=lambda db: work(db, *args, **kwargs), writes=True))
+        done: T = await self._lane.run(_Work(query=work, args=args, kwargs=kwargs, writes=True))
         return done
 
     async def close(self) -> None:
