@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from cacheagent.backends.keystone import KeystoneIdentity
+    from cacheagent.backends.keystone import KeystoneIdentity, KeystoneSettings
     from cacheagent.config import Config, GlanceConfig, QemuConfig, StorageConfig
     from cacheagent.policy.eviction import EvictionPolicy
     from cacheagent.sandbox import Sandbox
@@ -248,12 +248,7 @@ async def _open_identity(
     """Give who we are to Glance, and the authorities that Glance's certificate is checked with."""
     if config.auth == "none":
         return NoIdentity(*config.endpoint), config.ca_file
-    # The libraries of OpenStack take 20 MiB, which a daemon without a Keystone need not have.
-    from cacheagent.backends.keystone import (  # noqa: PLC0415 -- see above
-        KeystoneIdentity,
-        KeystoneSettings,
-    )
-
+    KeystoneIdentity, KeystoneSettings = await asyncio.to_thread(_keystone)  # noqa: N806 -- classes
     settings = KeystoneSettings(
         cloud=config.cloud,
         region=config.region,
@@ -266,6 +261,14 @@ async def _open_identity(
     stack.push_async_callback(identity.close)
     await identity.start()
     return identity, config.ca_file or identity.ca_file
+
+
+def _keystone() -> tuple[type[KeystoneIdentity], type[KeystoneSettings]]:
+    """Load what speaks with Keystone. For threads: it reads many files."""
+    # The libraries of OpenStack take 20 MiB, which a daemon without a Keystone need not have.
+    from cacheagent.backends import keystone  # noqa: PLC0415 -- see above
+
+    return keystone.KeystoneIdentity, keystone.KeystoneSettings
 
 
 def _count_request(metrics: Metrics, call: str, status: str) -> None:
