@@ -112,7 +112,7 @@ def wire(parts: Parts) -> Agent:
     reconcile = Reconcile(parts, bases=bases, creation=creation, use=use, repair=repair)
     reconciler = Reconciler(reconcile, parts.now, status.loops)
     pruner = Pruner(evictions, parts.config, parts.now, status.loops)
-    images = Images(parts, bases=bases, use=use, access=access, evictions=evictions)
+    images = Images(parts, bases=bases, access=access, evictions=evictions)
     own = Disks(parts, access=access, creation=creation)
     disks = TenantDisks(parts, disks=own, access=access, creation=creation)
     services = Services(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cacheagent.service.eviction import Evictions
     from cacheagent.service.failures import Failure
     from cacheagent.service.parts import Parts
-    from cacheagent.service.use import Use
 
 PINNING = "pinning"
 
@@ -40,9 +39,7 @@ _PAGE = 16
 class Images:
     """What is cached or coming; satisfies ``api.services.ImageService``."""
 
-    def __init__(
-        self, parts: Parts, *, bases: Bases, use: Use, access: Access, evictions: Evictions
-    ) -> None:
+    def __init__(self, parts: Parts, *, bases: Bases, access: Access, evictions: Evictions) -> None:
         self._catalog = parts.catalog
         self._now = parts.now
         self._store = parts.store
@@ -50,7 +47,6 @@ class Images:
         self._room = parts.room
         self._evictions = evictions
         self._bases = bases
-        self._use = use
         self._access = access
         self._prefetching: set[ImageId] = set()
 

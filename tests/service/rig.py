@@ -190,7 +190,7 @@ def _wired(parts: Parts, clock: Clock) -> Rig:
         bases=bases,
         creation=creation,
         disks=Disks(parts, access=access, creation=creation),
-        images=Images(parts, bases=bases, use=use, access=access, evictions=evictions),
+        images=Images(parts, bases=bases, access=access, evictions=evictions),
         evictions=evictions,
         use=use,
         repair=repair,
