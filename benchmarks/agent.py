@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PATIENCE = 300.0
+_UNIT = {"MALLOC_ARENA_MAX": "2"}
+"""What the unit of the daemon sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def _ready(folder: Path, config: Path) -> subprocess.Popen[bytes]:
         notify.settimeout(_PATIENCE)
         process = subprocess.Popen(
             [sys.executable, "-m", "cacheagent", "serve", "--config", str(config)],
-            env={**os.environ, "NOTIFY_SOCKET": str(told)},
+            env={**os.environ, **_UNIT, "NOTIFY_SOCKET": str(told)},
         )
         try:
             while not notify.recv(4096).startswith(b"READY=1"):

@@ -89,7 +89,7 @@ async def _requests(run: Run, daemon: Daemon, images: Sequence[str]) -> Mapping[
         warm = await storm(daemon.socket, asked, 1)
         medians.append(warm.median / 1e3)
     found = {WARM: min(medians)}
-    for path in ("/v1/images", "/metrics"):
+    for path in ("/v1/images", "/v1/instances", "/metrics"):
         times = await storm(daemon.socket, [request("GET", path)] * _TIMES, 1)
         found[f"GET {path}"] = min(times.each)
     return found

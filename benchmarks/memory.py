@@ -43,12 +43,13 @@ def measure(run: Run) -> None:
 
 
 async def _ask_for_all(daemon: Daemon, images: Sequence[str], number: int) -> None:
-    """Make disks, list images and instances, look at the metrics, plan a pass."""
+    """Make disks, list images and instances, look at the metrics, plan a pass, make one."""
     disks = [disk_of(images[each % len(images)]) for each in range(number)]
     await storm(daemon.socket, disks, 32)
     for path in ("/v1/images", "/v1/instances", "/v1/status", "/metrics"):
         await ask(daemon.socket, request("GET", path))
-    await ask(daemon.socket, request("POST", "/v1/prune", {"dry_run": True}))
+    for dry_run in (True, False):
+        await ask(daemon.socket, request("POST", "/v1/prune", {"dry_run": dry_run}))
 
 
 def _downloads(run: Run, daemon: Daemon, images: Sequence[Image], nothing: float) -> None:

@@ -25,7 +25,7 @@ GOALS = {
     "warm": 4,
     "cold": 14,
     "many": 2,
-    "growth": 12,
+    "growth": 14,
     "memory": 3,
     "first_boot": 0,
     "prune_pass": 8,
