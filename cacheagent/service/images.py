@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PINNING = "pinning"
 
-_PAGE = 16
+_PAGE = 4
 """Images of a list that are looked at in one step; between steps others have their turn."""
 
 
