@@ -16,7 +16,7 @@ import aiohttp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-AT_ONCE: Final = 512 << 10
+AT_ONCE: Final = 256 << 10
 """Bytes that one turn of the loop reads at most: others wait for as long as copying them takes."""
 
 
