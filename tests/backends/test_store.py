@@ -451,6 +451,17 @@ async def test_discarded_ingest_leaves_nothing(store: Store) -> None:
     assert await store.partial_bytes() == 0
 
 
+async def test_room_of_a_discarded_ingest_is_waited_for(store: Store) -> None:
+    """Who asks for the room that is left is told with what was discarded just before."""
+    part = store.layout.part(values.image_id(1))
+    part.write_bytes(b"part")
+    await store.discard_ingest(values.image_id(1))
+    assert not part.exists()
+    await store.usage()
+    opened = (os.path.realpath(each.path) for each in os.scandir("/proc/self/fd"))
+    assert not [path for path in opened if path.startswith(str(part))]
+
+
 def test_file_that_is_too_long_is_a_mistake_of_the_request() -> None:
     """Sixteen TiB are no disk on ext4, and whoever asked for that is told which field is wrong."""
     with pytest.raises(InvalidRequestError, match="size_bytes"), files.length_errors():

@@ -64,6 +64,7 @@ class Store:
         self._copies = CallLane(LONG_THREADS, "store-copy")
         self._clones = Lane(1, "store-disks", self._disk_files.clone_all, MOST_CLONED)
         self._templates = Templates()
+        self._freeing: set[asyncio.Future[None]] = set()
         self._lock_fd: int | None = None
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -135,10 +136,12 @@ class Store:
 
     async def usage(self) -> SpaceUsage:
         """Measure the file system that the bases lie on."""
+        await self._freed()
         return await self.run(files.usage, self.layout.bases)
 
     async def disk_usage(self) -> SpaceUsage:
         """Measure the file system that the disks lie on."""
+        await self._freed()
         return await self.run(files.usage, self.layout.instances_dir)
 
     async def is_one_file_system(self) -> bool:
@@ -172,12 +175,27 @@ class Store:
         return await recorded_bytes(self.layout.part_record(image.image_id), image)
 
     async def discard_ingest(self, image_id: ImageId) -> None:
-        """Remove whatever an ingest of the image left."""
+        """Remove whatever an ingest of the image left.
+
+        The names go at once. To give their room back takes some file systems a while, a fifth of a
+        second for each GiB: nobody waits for that but ``usage`` and ``disk_usage``.
+        """
         layout = self.layout
         record = layout.part_record(image_id)
         made = (layout.unpacked(image_id), *(layout.conversion(image_id, f) for f in DiskFormat))
         left = (layout.part(image_id), record, unfinished(record), *made)
-        await self.run(_remove_all, left)
+        await uninterrupted(self._discard(left))
+
+    async def _discard(self, paths: Iterable[Path]) -> None:
+        held = await self.run(_unlink_held, paths)
+        freeing = self._long.run(held.close)
+        self._freeing.add(freeing)
+        freeing.add_done_callback(self._freeing.discard)
+
+    async def _freed(self) -> None:
+        """Wait for the room of what was discarded."""
+        if self._freeing:
+            await asyncio.wait(self._freeing)
 
     async def partial_bytes(self) -> int:
         """Count the bytes that unfinished downloads and conversions take."""
@@ -344,6 +362,17 @@ def _database(path: Path) -> tuple[Path, ...]:
 def _remove_all(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _unlink_held(paths: Iterable[Path]) -> contextlib.ExitStack:
+    """Remove the names of files; what has them open keeps their room until it is closed."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            # A link, or another thing that is not ours, just goes.
+            with contextlib.suppress(OSError):
+                stack.callback(os.close, files.open_regular(path, os.O_RDONLY))
+            path.unlink(missing_ok=True)
+        return stack.pop_all()
 
 
 def _look_at(folder: Path) -> tuple[str, bool]:
