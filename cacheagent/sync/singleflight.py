@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -31,6 +31,20 @@ class _Run(Generic[V]):
     waiters: int = 0
     stopping: bool = False
     stopped_by: Exception | None = None
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+    async def wait(self) -> None:
+        """Wait for the end of the task, which is not over; to be cancelled leaves it as it is."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiting.append(waiter)
+        await waiter
+
+    def end(self) -> None:
+        """Wake those who wait: the task ends in this turn of the loop, or has ended."""
+        for waiter in self.waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiting.clear()
 
     def stop(self) -> asyncio.Task[V]:
         """Cancel the task, once: a second time would break into its winding down."""
@@ -70,7 +84,7 @@ class SingleFlight(Generic[K, V]):
             run = self._start(key, work)
         run.waiters += 1
         try:
-            await asyncio.wait({run.task})
+            await run.wait()
         finally:
             run.waiters -= 1
             if not run.waiters and not run.task.done():
@@ -140,7 +154,11 @@ class SingleFlight(Generic[K, V]):
 
     def _start(self, key: K, work: Callable[[], Awaitable[V]]) -> _Run[V]:
         async def execute() -> V:
-            return await work()
+            try:
+                return await work()
+            finally:
+                # One turn of the loop earlier than by the callback.
+                run.end()
 
         task = asyncio.get_running_loop().create_task(execute(), context=contextvars.Context())
         run = _Run(task)
@@ -149,6 +167,7 @@ class SingleFlight(Generic[K, V]):
         return run
 
     def _forget(self, key: K, run: _Run[V], _task: asyncio.Task[V]) -> None:
+        run.end()
         # A caller that came between the end of the task and this callback has put a new run here.
         if self._runs.get(key) is run:
             del self._runs[key]

@@ -11,6 +11,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _Uninterrupted(asyncio.Task[T]):
+    """A task that nobody cancels; ``heard`` is called when somebody tries.
+
+    A caller that waits for it and is cancelled gets its ``CancelledError`` when this task has
+    ended, since it says no (``asyncio.Task.cancel``).
+    """
+
+    def __init__(self, work: Coroutine[object, object, T], heard: Callable[[], object]) -> None:
+        super().__init__(work)
+        self._heard = heard
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 -- the signature is asyncio's
+        self._heard()
+        return False
+
+
 async def uninterrupted(
     work: asyncio.Future[T] | Coroutine[object, object, T],
     *,
@@ -22,16 +38,12 @@ async def uninterrupted(
     the result: nothing goes on behind the back of whoever cleans up. ``on_cancel`` is called
     meanwhile, for work that can be told to end soon.
     """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-            on_cancel()
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # seen, so that asyncio does not complain of an error unheard
-        raise cancelled
-    return task.result()
+    if isinstance(work, asyncio.Future):
+        work = _outcome(work)
+    return await _Uninterrupted(work, on_cancel)
+
+
+async def _outcome(work: asyncio.Future[T]) -> T:
+    """Wait for what can be cancelled by others, and give what comes of it."""
+    await asyncio.wait({work})
+    return work.result()
