@@ -45,12 +45,15 @@ def main() -> None:
     # What was started is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = asked.results or (None if asked.quick else HERE)
+    for folder in (asked.folder, asked.results):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, report.Part] = {}
     text = ""
     for name in asked.parts or PARTS:
         print(f"== {name}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as folder:
-            run = Run(folder=Path(folder), quick=asked.quick, drawings=results or Path(folder))
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=asked.folder) as place:
+            run = Run(folder=Path(place), quick=asked.quick, drawings=results or Path(place))
             PARTS[name](run)
             about = machine.describe(run.folder)
         found[name] = report.as_part(run)
