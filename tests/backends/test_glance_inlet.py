@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,50 @@ async def test_what_comes_is_what_was_sent(tmp_path: Path, *, is_tls: bool) -> N
         response = await session.get(url, ssl=trust)
         async with Answer(response, 30, on_failure=lambda: None) as answer:
             assert await read(answer) == DATA
+
+
+def _send_and_close(listening: socket.socket, certificate: Path, body: bytes, head: bytes) -> None:
+    """Answer one request under TLS, and wait for nobody before the connection is closed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with context.wrap_socket(listening.accept()[0], server_side=True) as connection:
+        connection.recv(64 << 10)
+        connection.sendall(head % len(body) + body)
+        connection.settimeout(0)
+        # It says that it closes, and does not stay to hear whether the other side does.
+        with contextlib.suppress(ssl.SSLError, OSError):
+            connection.unwrap()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n",
+    ],
+)
+async def test_a_server_that_closes_loses_nothing_that_it_sent(tmp_path: Path, head: bytes) -> None:
+    """Under TLS the end of an image need not be asked for again, however slowly it is taken."""
+    certificate = tmp_path / "certificate.pem"
+    write_certificate(certificate)
+    trust = ssl.create_default_context(cafile=certificate)
+    body = DATA[:600_000]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/"
+        sending = asyncio.ensure_future(
+            asyncio.to_thread(_send_and_close, listening, certificate, body, head)
+        )
+        async with aiohttp.ClientSession() as session:
+            response = await session.get(url, ssl=trust)
+            async with Answer(response, 30, on_failure=lambda: None) as answer:
+                received = bytearray()
+                memory = memoryview(bytearray(64 << 10))
+                while length := await answer.receive(memory):
+                    received += memory[:length]
+                    # What comes meanwhile, TLS keeps for us.
+                    await asyncio.sleep(0)
+        await sending
+    assert received == body
 
 
 async def test_what_had_come_before_anybody_read_is_not_waited_for_again() -> None:

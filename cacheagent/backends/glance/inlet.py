@@ -104,7 +104,8 @@ def take_over(response: aiohttp.ClientResponse, stall: float) -> tuple[bytes, In
     """Give what has come of a body and was not read yet, and an inlet for the rest.
 
     The inlet is None where the body has to be read as aiohttp gives it: there is no length to
-    count, or it is all there, or so much of it that aiohttp has put some aside.
+    count, or it is all there, or so much of it that aiohttp has put some aside, or the server
+    closes the connection behind it and that is one of TLS.
     """
     connection, content = response.connection, response.content
     length = response.content_length
@@ -114,9 +115,19 @@ def take_over(response: aiohttp.ClientResponse, stall: float) -> tuple[bytes, In
     handler, transport = connection.protocol, cast("asyncio.Transport", connection.transport)
     if handler is None or not handler.is_connected() or not transport.is_reading():
         return b"", None
+    # Once the server has closed it, TLS of asyncio fills one piece of memory and drops the rest.
+    if transport.get_extra_info("sslcontext") is not None and _ends_with_body(response):
+        return b"", None
     come = content.read_nowait()
     # This also ends the patience of aiohttp, which will see no data any more.
     handler.pause_reading()
     inlet = Inlet(transport, length - content.total_bytes, stall, handler.connection_lost)
     transport.set_protocol(inlet)
     return come, inlet
+
+
+def _ends_with_body(response: aiohttp.ClientResponse) -> bool:
+    """Tell whether the server closes the connection when it has sent the body (RFC 9112, 9.3)."""
+    words = response.headers.get("Connection", "").lower()
+    is_old = response.version == aiohttp.HttpVersion10
+    return "close" in words or (is_old and "keep-alive" not in words)
