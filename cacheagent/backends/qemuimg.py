@@ -30,7 +30,8 @@ _CANNOT_BE_CHECKED = 63
 _PERCENT = re.compile(rb"\((\d{1,3}(?:\.\d+)?)/100%\)")
 _VERSION = re.compile(r"version (\S+)")
 _LONGEST_PERCENT = len(b"(100.00/100%)")
-_NOT_THIS_WAY = re.compile(r"O_DIRECT|Invalid argument|AIO|aio=native")
+# Its complaints name files: a word alone may be that of a folder.
+_NOT_THIS_WAY = re.compile(r"support O_DIRECT|Invalid argument|(native|linux) AIO|aio=native")
 
 # A coroutine reads 2 MiB at a time, but of compressed clusters only one, of 64 KiB: so many more
 # keep a core at work. qemu-img takes no more than 16.
@@ -170,7 +171,7 @@ class QemuImg:
             await self.create(target, target_format, size=max_bytes, options="")
         completed = await run([self._settings.binary, *words(coroutines=coroutines, way=best)])
         for way in others:
-            if completed.returncode == 0 or not _NOT_THIS_WAY.search(completed.stderr):
+            if not _is_for_another_way(completed):
                 break
             completed = await run([self._settings.binary, *words(coroutines=coroutines, way=way)])
         if completed.returncode != 0:
@@ -351,6 +352,13 @@ def _name(path: Path) -> str:
     if not path.is_absolute():
         raise ValueError(f"{path} is not an absolute path")
     return str(path)
+
+
+def _is_for_another_way(completed: Completed) -> bool:
+    """Tell whether a conversion failed by how it reads and writes, not by what."""
+    if completed.returncode == 0 or completed.no_space or completed.at_limit:
+        return False
+    return _NOT_THIS_WAY.search(completed.stderr) is not None
 
 
 def _error(command: str, completed: Completed) -> QemuImgError:

@@ -365,6 +365,29 @@ async def test_a_conversion_knows_any_name_and_what_was_there_before_is_gone(
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "qemu-img: error while writing at byte 0: No space left on device",
+        "qemu-img: Could not open '/AIO/a': Image is corrupt",
+        "qemu-img: /a: file may not support O_DIRECT: No space left on device",
+    ],
+)
+async def test_what_no_other_way_would_mend_is_told_at_once(
+    stand_in: Callable[[str], QemuImg], tmp_path: Path, complaint: str
+) -> None:
+    """A full disk and a broken image are not written three times, whatever files are called."""
+    log = tmp_path / "log"
+    qemu = stand_in(
+        f'[ "$1" = convert ] || exit 0\necho x >> {log}\necho "{complaint}" >&2; exit 1'
+    )
+    with pytest.raises(QemuImgError):
+        await qemu.convert(
+            Path("/AIO/a"), "qcow2", Path("/b"), DiskFormat.RAW, max_bytes=MIB, on_progress=ignore
+        )
+    assert log.read_text().split() == ["x"]
+
+
 async def test_a_full_file_system_is_told_from_other_failures(
     stand_in: Callable[[str], QemuImg],
 ) -> None:
