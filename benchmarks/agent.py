@@ -35,9 +35,15 @@ class Daemon:
 
 @contextlib.contextmanager
 def daemon_on(
-    folder: Path, settings: Mapping[str, Mapping[str, object]] | None = None, what: str = "start"
+    folder: Path,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    what: str = "start",
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
-    """Run a daemon in ``folder``, with ``settings`` over those of a fleet, and stop it."""
+    """Run a daemon in ``folder``, with ``settings`` over those of a fleet, and stop it.
+
+    ``environment`` is added to that of this process.
+    """
     folder.mkdir(exist_ok=True)
     sections = configuration(folder)
     for name, section in (settings or {}).items():
@@ -45,7 +51,7 @@ def daemon_on(
     config = folder / "config.toml"
     config.write_text(_toml(sections))
     begun = time.perf_counter()
-    process = _ready(folder, config)
+    process = _ready(folder, config, environment or {})
     try:
         wall = time.perf_counter() - begun
         start = Cost(what=what, wall=wall, cpu=cpu_of(process.pid), processes=1)
@@ -55,7 +61,7 @@ def daemon_on(
         process.wait(_PATIENCE)
 
 
-def _ready(folder: Path, config: Path) -> subprocess.Popen[bytes]:
+def _ready(folder: Path, config: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a daemon, and wait until it says that it is ready (sd_notify(3)).
 
     Raises: ``TimeoutError`` where it does not.
@@ -67,7 +73,7 @@ def _ready(folder: Path, config: Path) -> subprocess.Popen[bytes]:
         notify.settimeout(_PATIENCE)
         process = subprocess.Popen(
             [sys.executable, "-m", "cacheagent", "serve", "--config", str(config)],
-            env={**os.environ, **_UNIT, "NOTIFY_SOCKET": str(told)},
+            env={**os.environ, **_UNIT, **environment, "NOTIFY_SOCKET": str(told)},
         )
         try:
             while not notify.recv(4096).startswith(b"READY=1"):
