@@ -68,6 +68,14 @@ def test_what_is_left_open_is_little(unit: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_threads_of_long_work_may_step_back_for_requests() -> None:
+    """What comes last of the filters holds, and lets a thread lower its priority."""
+    filters = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE)
+    named = [words for words in filters if re.search(r"@resources|\bsetpriority\b", words)]
+    assert named[-1] == "setpriority"
+    assert not _service()["CapabilityBoundingSet"]
+
+
 def test_what_speaks_with_the_network_makes_no_namespaces() -> None:
     """The daemon's unit forbids them all; the one that makes them has no network."""
     assert _service()["RestrictNamespaces"] == "yes"
