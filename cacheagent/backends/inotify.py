@@ -101,11 +101,11 @@ class FileEvent:
 class Tree:
     """What ``watch_tree`` came upon.
 
-    ``files`` are all that were no folders when the watch of their folder stood; ``unwatched`` are
-    folders that could not be watched, or not be read, and why.
+    ``files`` are the paths of all that were no folders when the watch of their folder stood;
+    ``unwatched`` are folders that could not be watched, or not be read, and why.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     unwatched: Mapping[Path, str]
 
 
@@ -124,8 +124,9 @@ class Watcher:
         self._thread = thread
         self._manager = manager
         self._fd: int = manager.get_fd()
-        self._descriptors: dict[Path, int] = {}
-        self._folders: dict[int, Path] = {}
+        # As text: ten thousand paths take several MiB more.
+        self._descriptors: dict[str, int] = {}
+        self._folders: dict[int, str] = {}
         self._waiting: list[FileEvent] = []
         self._news = asyncio.Event()
         self._closed = False
@@ -150,7 +151,11 @@ class Watcher:
     @property
     def folders(self) -> frozenset[Path]:
         """The folders that are watched now."""
-        return frozenset(self._descriptors)
+        return frozenset(map(Path, self._descriptors))
+
+    def watches(self, folder: Path) -> bool:
+        """Tell whether a folder is watched now."""
+        return str(folder) in self._descriptors
 
     async def watch(self, folder: Path, *, modified: bool = False) -> None:
         """Watch a folder; nothing happens where it is watched already.
@@ -161,7 +166,7 @@ class Watcher:
         """
         if not self._closed:
             mask = _WITH_MODIFIED if modified else _MASK
-            await self._loop.run_in_executor(self._thread, self._add, folder, mask)
+            await self._loop.run_in_executor(self._thread, self._add, str(folder), mask)
 
     async def watch_tree(self, *roots: Path, skip: AbstractSet[Path] = frozenset()) -> Tree:
         """Watch folders and all below them, but for those in ``skip`` and what is below them.
@@ -172,7 +177,8 @@ class Watcher:
         """
         if self._closed:
             return Tree((), {})
-        return await self._loop.run_in_executor(self._thread, self._add_trees, roots, skip)
+        skipped = frozenset(map(str, skip))
+        return await self._loop.run_in_executor(self._thread, self._add_trees, roots, skipped)
 
     async def unwatch(self, *folders: Path) -> None:
         """Watch folders no longer; nothing happens where they are not watched.
@@ -180,7 +186,7 @@ class Watcher:
         Events that were read before may still come.
         """
         if not self._closed:
-            await self._loop.run_in_executor(self._thread, self._remove, folders)
+            await self._loop.run_in_executor(self._thread, self._remove, [*map(str, folders)])
 
     async def unwatch_tree(self, *roots: Path) -> None:
         """Do the same with folders and all below; it looks once at every folder that is watched."""
@@ -238,21 +244,23 @@ class Watcher:
 
     # What follows runs in the thread.
 
-    def _add(self, folder: Path, mask: int = _MASK) -> None:
+    def _add(self, folder: str, mask: int = _MASK) -> None:
         if folder in self._descriptors:
             return
         try:
-            added = self._manager.add_watch(str(folder), mask, quiet=False)
+            added = self._manager.add_watch(folder, mask, quiet=False)
         except (pyinotify.WatchManagerError, UnicodeError) as error:
             raise OSError(f"cannot watch {folder}: {error}") from error
         descriptor = next(iter(added.values()))
+        # Its own note of a watch takes half a KiB, and nothing here asks for it.
+        self._manager.watches.pop(descriptor, None)
         self._descriptors[folder] = descriptor
         self._folders[descriptor] = folder
 
-    def _add_trees(self, roots: tuple[Path, ...], skip: AbstractSet[Path]) -> Tree:
-        files: list[Path] = []
-        unwatched: dict[Path, str] = {}
-        todo = list(roots)
+    def _add_trees(self, roots: tuple[Path, ...], skip: AbstractSet[str]) -> Tree:
+        files: list[str] = []
+        unwatched: dict[str, str] = {}
+        todo = [*map(str, roots)]
         while todo:
             folder = todo.pop()
             try:
@@ -269,9 +277,9 @@ class Watcher:
                 continue
             files += others
             todo += [each for each in folders if each not in skip]
-        return Tree(tuple(files), unwatched)
+        return Tree(tuple(files), {Path(each): why for each, why in unwatched.items()})
 
-    def _remove(self, folders: Iterable[Path]) -> None:
+    def _remove(self, folders: Iterable[str]) -> None:
         for folder in folders:
             descriptor = self._descriptors.pop(folder, None)
             if descriptor is not None:
@@ -280,8 +288,8 @@ class Watcher:
 
     def _remove_trees(self, roots: tuple[Path, ...]) -> None:
         below = tuple(f"{root}{os.sep}" for root in roots)
-        self._remove(roots)
-        self._remove([each for each in self._descriptors if str(each).startswith(below)])
+        self._remove(map(str, roots))
+        self._remove([each for each in self._descriptors if each.startswith(below)])
 
     def _read(self) -> list[FileEvent]:
         events = []
@@ -304,7 +312,6 @@ class Watcher:
             return _OVERFLOW
         if mask & pyinotify.IN_IGNORED:
             # The last of each watch, whoever ended it.
-            self._manager.watches.pop(descriptor, None)
             return None
         folder = self._folders.get(descriptor)
         if folder is None:
@@ -314,25 +321,25 @@ class Watcher:
         if (kind := _KINDS.get(happened)) is None:
             return self._end(folder, happened)
         try:
-            return FileEvent(kind, folder / name.decode(), bool(mask & pyinotify.IN_ISDIR))
+            return FileEvent(kind, Path(folder, name.decode()), bool(mask & pyinotify.IN_ISDIR))
         except UnicodeDecodeError:
             return _OVERFLOW
 
-    def _end(self, folder: Path, how: int) -> FileEvent:
+    def _end(self, folder: str, how: int) -> FileEvent:
         if how == pyinotify.IN_MOVE_SELF:
             # It is still watched, under a name that is no longer true.
             self._remove([folder])
         else:
             del self._folders[self._descriptors.pop(folder)]
-        return FileEvent(_GONE[how], folder, is_folder=True)
+        return FileEvent(_GONE[how], Path(folder), is_folder=True)
 
 
-def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+def _entries(folder: str) -> tuple[list[str], list[str]]:
     """List the folders in a folder, and what is none."""
-    folders: list[Path] = []
-    others: list[Path] = []
+    folders: list[str] = []
+    others: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)
-            (folders if is_folder else others).append(folder / entry.name)
+            (folders if is_folder else others).append(entry.path)
     return folders, others

@@ -60,7 +60,7 @@ class Watched:
             self._count({self._layout.bases: str(error)})
         for root in (self._layout.instances_dir, *self._roots.scanned):
             await self._cover(watcher, root)
-            if root not in watcher.folders:
+            if not watcher.watches(root):
                 self._count({root: self._unwatched.get(root, "it is not there")})
         self._metric.set(len(self._unwatched))
 
@@ -92,9 +92,9 @@ class Watched:
             await watcher.unwatch_tree(*moved)
         self._forget({*deleted, *moved})
         roots = [folder for folder in came if folder not in self._roots.skipped]
-        return await self._cover(watcher, *roots) if roots else ()
+        return tuple(map(Path, await self._cover(watcher, *roots))) if roots else ()
 
-    async def _cover(self, watcher: Watcher, *roots: Path) -> tuple[Path, ...]:
+    async def _cover(self, watcher: Watcher, *roots: Path) -> tuple[str, ...]:
         tree = await watcher.watch_tree(*roots, skip=self._roots.skipped)
         self._count(tree.unwatched)
         return tree.files

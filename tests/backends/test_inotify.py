@@ -140,9 +140,11 @@ async def test_a_tree_is_watched_and_listed(tmp_path: Path, watcher: Watcher) ->
         (folder / "file").touch()
     (tmp_path / "link").symlink_to(left_out)
     tree = await watcher.watch_tree(tmp_path, skip={left_out})
-    assert sorted(tree.files) == [deep / "file", tmp_path / "link"]
+    assert sorted(tree.files) == [str(deep / "file"), str(tmp_path / "link")]
     assert tree.unwatched == {}
     assert watcher.folders == {tmp_path, tmp_path / "a", deep}
+    assert watcher.watches(deep)
+    assert not watcher.watches(tmp_path / "link")
     (deep / "new").mkdir()
     assert [event.path for event in await _take(watcher, 1)] == [deep / "new"]
 
@@ -174,7 +176,7 @@ async def test_many_trees_are_watched_and_unwatched_at_once(
         (folder / "deep").mkdir(parents=True)
         (folder / "deep" / "file").touch()
     tree = await watcher.watch_tree(one, other, third, skip={third / "deep"})
-    assert sorted(tree.files) == [one / "deep" / "file", other / "deep" / "file"]
+    assert sorted(map(Path, tree.files)) == [one / "deep" / "file", other / "deep" / "file"]
     await watcher.unwatch_tree(one, other / "deep")
     assert watcher.folders == {other, third}
     await watcher.unwatch(other, third)
