@@ -9,6 +9,7 @@ from cacheagent.backends.store import Clone
 from cacheagent.errors import HostUnavailableError, QemuImgError
 from cacheagent.model import BaseState, DiskFormat, DiskMode
 from cacheagent.policy.layout import unfinished
+from cacheagent.policy.verification import has_right_length
 from cacheagent.sync.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class Making:
         row = await self._catalog.base(base.base_id)
         if row is None or row.state is not BaseState.READY or row.fetched_at != base.fetched_at:
             return False
-        return await self._store.base_length(base.base_id, base.format) is not None
+        # Nobody has looked at the file since the catalog said that the base is READY.
+        length = await self._store.base_length(base.base_id, base.format)
+        return length is not None and has_right_length(base, length)
 
     async def finish(self, disk: Disk, template: Template | None, base: Base | None) -> None:
         """Let what ``prepare`` has given become the disk, durably: a matter of milliseconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,19 @@ async def test_copy_of_a_base_that_is_found_damaged_meanwhile_is_made_again(
             await rig.repair.damaged(todo.pop(), "a test says so")
 
     monkeypatch.setattr(rig.parts.store, "copy_base", copy_then)
+    view, _ = await rig.disks.create(KEY, replace(copy_of(image_id), format=DiskFormat.RAW), NOBODY)
+    assert view.path.read_bytes() == b"data" * (MIB // 4)
+    assert len(glance.calls("data")) == 2
+
+
+async def test_copy_of_a_base_that_was_cut_is_made_of_a_whole_one(
+    rig: Rig, glance: LyingGlance, image_id: ImageId
+) -> None:
+    """A base that somebody cut, before anybody noticed, becomes nobody's disk."""
+    base = (await rig.bases.ensure(image_id, NOBODY)).base
+    path = rig.layout.base(base.base_id, base.format)
+    path.chmod(0o640)
+    os.truncate(path, 4096)
     view, _ = await rig.disks.create(KEY, replace(copy_of(image_id), format=DiskFormat.RAW), NOBODY)
     assert view.path.read_bytes() == b"data" * (MIB // 4)
     assert len(glance.calls("data")) == 2
