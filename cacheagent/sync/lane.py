@@ -120,7 +120,16 @@ class Lane(Generic[W]):
             if error is None:
                 outcome.set_result(result)
             else:
-                outcome.set_exception(error)
+                outcome.set_exception(_bearable(error))
+
+
+def _bearable(error: BaseException) -> BaseException:
+    """Give what a future can hold: it refuses a ``StopIteration`` (``asyncio.Future``)."""
+    if not isinstance(error, StopIteration):
+        return error
+    told = RuntimeError("the work raised StopIteration")
+    told.__cause__ = error
+    return told
 
 
 class CallLane(Lane[Callable[[], Any]]):

@@ -36,6 +36,21 @@ async def test_result_and_error_come_back(lane: CallLane) -> None:
         await lane.run(fail)
 
 
+async def test_end_of_an_iterator_is_an_error_like_any_other(lane: CallLane) -> None:
+    """What no future can hold reaches its caller all the same, and costs no other its outcome."""
+
+    def exhaust() -> object:
+        return next(iter(()))
+
+    hold = threading.Event()
+    given = (lane.run(hold.wait), lane.run(exhaust), lane.run(threading.get_ident))
+    hold.set()
+    _, exhausted, other = await asyncio.gather(*given, return_exceptions=True)
+    assert isinstance(exhausted, RuntimeError)
+    assert isinstance(exhausted.__cause__, StopIteration)
+    assert isinstance(other, int)
+
+
 async def test_one_thread_keeps_the_order(lane: CallLane) -> None:
     """What was given first is done first, and all of it is done."""
     done: list[int] = []
