@@ -60,6 +60,8 @@ class DiskFiles:
         self._mode = mode
         # Between the making of a folder and that of its first file, nobody removes the folder.
         self._folders = threading.Lock()
+        # Folders that were made, and are not known to be on the device: whoever made one may fail.
+        self._fresh: set[Path] = set()
         self._syncs = ThreadPoolExecutor(SYNCS - 1, "store-sync")
 
     def close(self) -> None:
@@ -70,10 +72,11 @@ class DiskFiles:
         """Make the empty file that becomes the disk, and give its unfinished name."""
         path = self._layout.disk(key, disk_format)
         making = unfinished(path)
-        with files.foreign_errors(), self._begun(path, making) as (_folder, file, new):
+        with files.foreign_errors(), self._begun(path, making) as (_folder, file, fresh):
             os.close(file)
-        if new:
+        if fresh:
             files.sync_folder(path.parent.parent)
+            self._fresh.discard(path.parent)
         return making
 
     def clone_all(self, clones: Sequence[Clone]) -> list[Ended]:
@@ -102,12 +105,13 @@ class DiskFiles:
         with (
             files.space_errors(self._layout.instances_dir, clone.template.size),
             files.foreign_errors(),
-            self._begun(path, making) as (folder, file, new),
+            self._begun(path, making) as (folder, file, fresh),
         ):
             try:
                 _fill(file, clone.template)
                 self._give_rights(file)
-                yield (file, parent()) if new else (file,)
+                yield (file, parent()) if fresh else (file,)
+                self._fresh.discard(path.parent)
             finally:
                 os.close(file)
             _rename(folder, making, path)
@@ -142,10 +146,15 @@ class DiskFiles:
 
     @contextlib.contextmanager
     def _begun(self, path: Path, making: Path) -> Iterator[tuple[int, int, bool]]:
-        """Make the unfinished file; give its folder, open, itself, and whether that is new."""
+        """Make the unfinished file; give its folder, open, itself, and whether that is fresh.
+
+        The name of a fresh folder is yet to be brought to the device.
+        """
         with contextlib.ExitStack() as stack:
             with self._folders:
-                new = files.make_own_folder(path.parent)
+                if new := files.make_own_folder(path.parent):
+                    self._fresh.add(path.parent)
+                fresh = path.parent in self._fresh
                 folder = stack.enter_context(files.open_folder(path.parent))
                 if new:
                     files.give_folder(folder, self._group)
@@ -154,7 +163,7 @@ class DiskFiles:
                 # What was made just now is no link, and no pipe (open(2), O_EXCL).
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 file = os.open(making.name, flags, 0o600, dir_fd=folder)
-            yield folder, file, new
+            yield folder, file, fresh
 
     def _give_rights(self, fd: int) -> None:
         files.give_group(fd, self._group)
@@ -179,6 +188,7 @@ class DiskFiles:
                     raise
                 os.fsync(fd)
                 return
+            self._fresh.discard(folder)
         files.sync_folder(folder.parent)
 
 
