@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -74,6 +75,9 @@ class Creation:
         # Those of which somebody was told that they are on their way.
         self._begun: set[DiskKey] = set()
         self._wanted: dict[DiskKey, DiskSpec] = {}
+        # Callers of ``create`` and its runs. One may end before the other, and the next run begin
+        # before the callers of the last one have learned of its end.
+        self._asking: Counter[DiskKey] = Counter()
 
     def wanted(self) -> Mapping[DiskKey, DiskSpec]:
         """Give the disks that are being created, and as what, as it changes."""
@@ -93,6 +97,7 @@ class Creation:
         """
         while True:
             self._want(key, spec)
+            self._asking[key] += 1
             try:
                 made, joined = await self._runs.run(key, lambda: self._run(key, spec, caller))
             except PersonalError as refused:
@@ -101,6 +106,7 @@ class Creation:
                     raise refused.error from None
                 continue
             finally:
+                self._asking[key] -= 1
                 self._settle(key)
             return replace(made, anew=made.anew and not joined)
 
@@ -184,8 +190,9 @@ class Creation:
 
     def _settle(self, key: DiskKey) -> None:
         """Forget as what the disk was wanted, if nobody creates it any more."""
-        if key not in self._begun and key not in self._runs:
+        if key not in self._begun and not self._asking[key]:
             self._wanted.pop(key, None)
+            del self._asking[key]
 
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
@@ -213,6 +220,14 @@ class Creation:
 
     async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         """Run once for all who ask for this disk; its row tells how that ends."""
+        self._asking[key] += 1
+        try:
+            return await self._run_alone(key, spec, caller)
+        finally:
+            self._asking[key] -= 1
+            self._settle(key)
+
+    async def _run_alone(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         async with self._locks.hold(key):
             try:
                 claimed, disk = await self._claim(key, spec)

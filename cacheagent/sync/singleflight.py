@@ -102,11 +102,6 @@ class SingleFlight(Generic[K, V]):
         run = self._runs.get(key)
         return 0 if run is None else run.waiters
 
-    def __contains__(self, key: K) -> bool:
-        """Tell whether the run of ``key`` has not ended; one that is being stopped has not."""
-        run = self._runs.get(key)
-        return run is not None and not run.task.done()
-
     def keys(self) -> frozenset[K]:
         """Give the keys whose run has not ended, those that are being stopped included."""
         return frozenset(key for key, run in self._runs.items() if not run.task.done())

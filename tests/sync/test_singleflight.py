@@ -74,12 +74,9 @@ async def test_keys_are_independent() -> None:
     callers = [asyncio.create_task(flight.run(key, work)) for key in ("a", "b")]
     await _settle()
     assert flight.keys() == {"a", "b"}
-    assert "a" in flight
-    assert "c" not in flight
     work.gate.set()
     assert await asyncio.gather(*callers) == [("result 1", False), ("result 2", False)]
     assert flight.keys() == frozenset()
-    assert "a" not in flight
     assert flight.waiters("a") == 0
 
 
