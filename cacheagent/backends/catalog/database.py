@@ -63,8 +63,9 @@ class Database:
     ``begun_anew`` tells that no readable file was there; ``set_aside`` is where one that could
     not be read has gone. A caller that is cancelled waits until its work in the thread has ended,
     so that nothing is done behind its back later. What waits while the thread is busy is done in
-    one transaction, in the order in which it came; where that fails, each part has its own. So
-    ``work`` may be called twice, and must do nothing but use the connection.
+    one transaction, in the order in which it came; where that fails, each part has its own, but
+    for writes that have waited in vain for somebody else. So ``work`` may be called twice, and must
+    do nothing but use the connection.
     """
 
     def __init__(self, path: Path, opened: _Opened) -> None:
@@ -109,21 +110,27 @@ class Database:
         await uninterrupted(asyncio.to_thread(self._connection.close))
 
     def _do(self, works: Sequence[_Work]) -> list[Ended]:
+        locked = None
         if len(works) > 1 and any(work.writes for work in works):
-            together = attempt(partial(self._together, works))
-            if together[1] is None:
-                return [(result, None) for result in together[0]]
+            results, error = attempt(partial(self._together, works))
+            if error is None:
+                return [(result, None) for result in results]
             # All of it is undone. Alone, each is told of its own error, and of no other.
-        return [attempt(partial(self._alone, work)) for work in works]
+            if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_BUSY:
+                # All have waited for somebody else; each alone would wait as long again.
+                locked = error
+        return [attempt(partial(self._alone, work, locked)) for work in works]
 
     def _together(self, works: Sequence[_Work]) -> list[Any]:
         with _transaction(self._connection):
             return [work.run(self._connection) for work in works]
 
-    def _alone(self, work: _Work) -> object:
+    def _alone(self, work: _Work, locked: sqlite3.Error | None) -> object:
         with translated(self._path):
             if not work.writes:
                 return work.run(self._connection)
+            if locked is not None:
+                raise locked.with_traceback(None)
             with _transaction(self._connection):
                 return work.run(self._connection)
 

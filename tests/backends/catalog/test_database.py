@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from contextlib import closing
@@ -322,4 +323,39 @@ async def test_error_of_one_undoes_nothing_of_the_others(path: Path) -> None:
     assert (before, after) == (None, None)
     assert isinstance(failed, LookupError)
     assert await database.read(_things) == ["1", "2"]
+    await database.close()
+
+
+async def test_those_who_wait_together_wait_once_for_somebody_else(path: Path) -> None:
+    """While an operator holds the file locked, writers are told after one wait; reading goes on."""
+    started, go, begun = threading.Event(), threading.Event(), []
+
+    def hold(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA busy_timeout = 1")
+        db.set_trace_callback(lambda text: begun.append(text) if text.startswith("BEGIN") else None)
+        started.set()
+        go.wait()
+
+    database = await Database.open(path, [TABLE])
+    await database.write(_insert, "before")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as operator:
+        operator.execute("BEGIN IMMEDIATE")
+        holding = asyncio.create_task(database.read(hold))
+        await asyncio.to_thread(started.wait)
+        waiting = (
+            asyncio.create_task(database.write(_insert, "1")),
+            asyncio.create_task(database.read(_things)),
+            asyncio.create_task(database.write(_insert, "2")),
+        )
+        await asyncio.sleep(0)
+        go.set()
+        await holding
+        one, seen, other = await asyncio.gather(*waiting, return_exceptions=True)
+    assert seen == ["before"]
+    for refused in (one, other):
+        assert isinstance(refused, CatalogError)
+        assert "locked" in str(refused)
+    assert begun == ["BEGIN IMMEDIATE"]
+    await database.write(_insert, "after")
+    assert await database.read(_things) == ["before", "after"]
     await database.close()
