@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cacheagent.errors import GlanceUnavailableError
 from cacheagent.model import (
     CacheResult,
     Caller,
@@ -19,6 +20,9 @@ from cacheagent.model import (
 from tests.fakes.services import BASE, BASE_PATH, DISK, IMAGE, INSTANCE, ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from cacheagent.model import DiskView, InstanceId
     from tests.api.conftest import Ask
     from tests.fakes.services import FakeServices
 
@@ -131,6 +135,23 @@ async def test_delete_answers_204(ask: Ask, services: FakeServices) -> None:
     answer = await ask("DELETE", PATH)
     assert answer.status == 204
     assert services.script.calls[0][:2] == ("delete", ROOT)
+
+
+async def test_list_that_breaks_in_the_middle_is_a_problem(
+    ask: Ask, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a list is never taken for a whole one."""
+
+    async def broken(
+        _caller: Caller,
+    ) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
+        yield INSTANCE, (DISK,)
+        raise GlanceUnavailableError("it has gone")
+
+    monkeypatch.setattr(services.disks, "instances", broken)
+    answer = await ask("GET", "/v1/instances")
+    assert answer.status == 503
+    assert answer.content_type == "application/problem+json"
 
 
 async def test_instances_are_listed_with_their_disks(ask: Ask) -> None:
