@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.sync.lane import CallLane, Lane
+from cacheagent.sync.lane import CallLane, Lane, each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -167,3 +167,22 @@ async def test_error_of_the_whole_is_that_of_each() -> None:
     with pytest.raises(ValueError, match="1"):
         await lane.run(0)
     await lane.close()
+
+
+async def test_what_was_given_before_the_end_is_done_with_it() -> None:
+    """Work that is taken together with the end of all work has its outcome when closing is over."""
+    lane = Lane(1, "test", each, most=8)
+    taken, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        taken.set()
+        go.wait()
+
+    holding = lane.run(hold)
+    await asyncio.to_thread(taken.wait)
+    last = lane.run(threading.get_ident)
+    closing = asyncio.create_task(lane.close())
+    await asyncio.sleep(0)
+    go.set()
+    await closing
+    assert (holding.done(), last.done()) == (True, True)
