@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import TYPE_CHECKING
 
 from benchmarks.agent import Daemon, daemon_on
@@ -15,6 +16,7 @@ from benchmarks.webserver import serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 DOWNLOADS = 8
 SECONDS = 60.0
@@ -36,7 +38,7 @@ _CLOUD = {
 def measure(run: Run) -> None:
     """Look at the daemon at rest, after all that is asked of it, and while images come."""
     gallery = Gallery(run.folder)
-    images = gallery.sparse(run.scale(10 << 10, 16) * MIB, run.scale(DOWNLOADS, 2))
+    images = gallery.sparse(run.scale(_length(run.folder), 16) * MIB, run.scale(DOWNLOADS, 2))
     with serving(gallery.root, run.folder) as url:
         glance = {"endpoint": url, "concurrency": DOWNLOADS}
         with daemon_on(run.folder / "empty", {"glance": glance}) as daemon:
@@ -55,6 +57,11 @@ def measure(run: Run) -> None:
         ) as daemon:
             what = f"with {fleet.disks} disks and a Keystone, ready"
             _tell(run, what, memory_of(daemon.pid), nothing)
+
+
+def _length(folder: Path) -> int:
+    """Give the MiB of an image: 10 GiB, or what can be set aside for as many as come at once."""
+    return min(10 << 10, shutil.disk_usage(folder).free * 9 // 10 // DOWNLOADS // MIB)
 
 
 async def _ask_for_all(daemon: Daemon, images: Sequence[str], number: int) -> None:
