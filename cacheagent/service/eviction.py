@@ -165,7 +165,7 @@ class Evictions:
         free = (await self._store.usage()).available - before
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLING):
-                while free < expected:
+                while expected and free < expected:
                     await asyncio.sleep(SETTLING / 30)
                     free = (await self._store.usage()).available - before
         return max(0, free)

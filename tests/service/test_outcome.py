@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from cacheagent.model import SpaceUsage
     from tests.fakes.lying_glance import LyingGlance
     from tests.service.rig import Rig
 
@@ -57,6 +59,23 @@ async def test_refusal_names_the_bound_and_what_keeps_the_rest(
     assert "the status of the agent has the doubts" in told
     # It is remembered, and told to all who wait, whoever they are.
     assert str(scanned) not in told
+
+
+async def test_pass_that_evicts_nothing_waits_for_nothing(
+    small: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was to come free, it does not matter that others write meanwhile."""
+    usage, looks = await small.parts.store.usage(), 0
+
+    async def filling() -> SpaceUsage:
+        nonlocal looks
+        looks += 1
+        return replace(usage, available=usage.available - looks * MIB)
+
+    monkeypatch.setattr(small.parts.store, "usage", filling)
+    done = await small.evictions.run("interval")
+    # Once before the pass and once behind it.
+    assert (done.evicted, done.dropped, done.freed_bytes, looks) == ((), (), 0, 2)
 
 
 async def test_doubt_is_told_while_it_lasts(
