@@ -136,9 +136,13 @@ def _pattern(value: str) -> str:
 
 
 def _options(value: str) -> str:
-    names = {option.partition("=")[0].strip() for option in value.split(",")}
-    if taken := sorted(names & _OPTIONS_OF_OURS):
+    pairs = [option.partition("=") for option in value.split(",")]
+    if taken := sorted({name.strip() for name, _, _ in pairs} & _OPTIONS_OF_OURS):
         raise ValueError(f"must not name {', '.join(taken)}: cacheagent sets it itself")
+    if any(name.strip() == "preallocation" and wanted != "off" for name, _, wanted in pairs):
+        raise ValueError(
+            "must not name preallocation: an overlay has nothing of its own to allocate"
+        )
     return value
 
 

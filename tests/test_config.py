@@ -79,6 +79,10 @@ def test_values_become_bytes_seconds_modes_and_paths() -> None:
         ('images.allowed_formats = ["raw", "qed"]', "images.allowed_formats.1: must be raw, "),
         ("images.allowed_formats = []", "images.allowed_formats: "),
         ('overlay.options = "size=1G"', "overlay.options: must not name size"),
+        (
+            'overlay.options = "cluster_size=128k, preallocation=metadata"',
+            "overlay.options: must not name preallocation: an overlay has nothing",
+        ),
         ('log.level = "loud"', "log.level: must be debug, "),
         ("log = 3", "log: must be a section with keys of its own"),
     ],
@@ -88,6 +92,12 @@ def test_a_mistake_names_its_key(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _parse(text)
     assert str(caught.value).startswith(sentence)
+
+
+def test_no_preallocation_may_be_said() -> None:
+    """What QEMU does anyway does no harm."""
+    options = "preallocation=off,cluster_size=128k"
+    assert _parse(f'overlay.options = "{options}"').overlay.options == options
 
 
 TLS = 'api.tls_cert = "/c"\napi.tls_key = "/k"\n'
