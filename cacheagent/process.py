@@ -87,7 +87,8 @@ class Completed:
     def last_words(self) -> str:
         """Why it failed, in one line: the limit or signal that killed it, or its complaint.
 
-        A complaint without end, such as one line for each broken table entry, is cut.
+        Of a complaint without end, such as one line for each broken table entry, the end is
+        given: what made the program give up comes last.
         """
         if self._found_no_memory:
             return "was stopped by its limit of memory"
@@ -96,7 +97,7 @@ class Completed:
             return _LIMIT_SIGNALS.get(number) or _by_signal(number)
         complaint = "; ".join(line.strip() for line in self.stderr.splitlines() if line.strip())
         if len(complaint) > LONGEST_COMPLAINT:
-            complaint = f"{complaint[:LONGEST_COMPLAINT]} …"
+            complaint = f"… {complaint[-LONGEST_COMPLAINT:]}"
         return complaint or f"ended with status {self.returncode}"
 
     @property

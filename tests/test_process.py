@@ -16,7 +16,14 @@ import pytest
 
 from cacheagent import process
 from cacheagent.errors import HostUnavailableError, ProgramMissingError
-from cacheagent.process import ENVIRONMENT, STDERR_LIMIT, STDOUT_LIMIT, Limits, run_limited
+from cacheagent.process import (
+    ENVIRONMENT,
+    LONGEST_COMPLAINT,
+    STDERR_LIMIT,
+    STDOUT_LIMIT,
+    Limits,
+    run_limited,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +73,15 @@ async def test_output_status_and_complaint_are_handed_back() -> None:
     )
     assert (done.returncode, done.stdout) == (3, b"out\n")
     assert done.last_words == "bad; worse"
+
+
+async def test_a_complaint_without_end_is_cut_in_front() -> None:
+    """What made a program give up is told last, and stays."""
+    script = "for each in $(seq 100); do echo entry $each >&2; done; echo gave up >&2; exit 1"
+    done = await run_limited(shell(script), limits=NO_LIMITS)
+    assert done.last_words.startswith("… ")
+    assert done.last_words.endswith("; entry 100; gave up")
+    assert len(done.last_words) == LONGEST_COMPLAINT + 2
 
 
 async def test_a_silent_failure_has_last_words_too() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from cacheagent.errors import InvalidRequestError, MkfsError, ProgramMissingError
@@ -71,7 +71,8 @@ async def make_filesystem(
     if completed.returncode == 0:
         return
     # mkfs.xfs says what is wrong, and then all that it can do.
-    words = f"{argv[0]}: {completed.last_words.partition('; Usage:')[0]}"
+    reason = replace(completed, stderr=completed.stderr.partition("\nUsage:")[0])
+    words = f"{argv[0]}: {reason.last_words}"
     if completed.returncode < 0 or completed.no_space:
         raise MkfsError(words, no_space=completed.no_space)
     raise InvalidRequestError([("filesystem", words)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +32,8 @@ _VERSION = re.compile(r"version (\S+)")
 _LONGEST_PERCENT = len(b"(100.00/100%)")
 # Its complaints name files: a word alone may be that of a folder.
 _NOT_THIS_WAY = re.compile(r"support O_DIRECT|Invalid argument|(native|linux) AIO|aio=native")
+
+_CONSEQUENCE = "qemu-img: Error when deleting file "
 
 # A coroutine reads 2 MiB at a time, but of compressed clusters only one, of 64 KiB: so many more
 # keep a core at work. qemu-img takes no more than 16.
@@ -362,7 +364,17 @@ def _is_for_another_way(completed: Completed) -> bool:
 
 
 def _error(command: str, completed: Completed) -> QemuImgError:
-    words = completed.last_words.removeprefix("qemu-img: ")
+    reasons = replace(completed, stderr=_reasons(completed.stderr))
+    words = reasons.last_words.removeprefix("qemu-img: ")
     return QemuImgError(
         f"qemu-img {command}: {words}", no_space=completed.no_space, at_limit=completed.at_limit
     )
+
+
+def _reasons(complaints: str) -> str:
+    """Leave out what is only a consequence, unless there is nothing else.
+
+    qemu-img tries to remove the file that it could not make, and the sandbox lets it remove none.
+    """
+    lines = [line for line in complaints.splitlines() if line.strip()]
+    return "\n".join([each for each in lines if not each.startswith(_CONSEQUENCE)] or lines)

@@ -403,6 +403,40 @@ async def test_a_full_file_system_is_told_from_other_failures(
     assert caught.value.no_space
 
 
+@pytest.mark.parametrize(
+    ("complaints", "told"),
+    [
+        (
+            (
+                "qemu-img: Error when deleting file /d: Read-only file system\n"
+                "qemu-img: /d: Cluster size must be a power of two"
+            ),
+            "/d: Cluster size must be a power of two",
+        ),
+        (
+            "qemu-img: Error when deleting file /d: Read-only file system",
+            "Error when deleting file /d: Read-only file system",
+        ),
+    ],
+)
+async def test_reason_is_told_and_not_what_followed_from_it(
+    stand_in: Callable[[str], QemuImg], complaints: str, told: str
+) -> None:
+    """Nobody is sent to look for a read-only file system where an option was wrong."""
+    qemu = stand_in(f'echo "{complaints}" >&2; exit 1')
+    with pytest.raises(QemuImgError) as caught:
+        await qemu.create(Path("/d"), DiskFormat.QCOW2, size=MIB, options="cluster_size=3k")
+    assert str(caught.value) == f"qemu-img create: {told}"
+
+
+async def test_wrong_option_is_told_alike_in_every_sandbox(qemu: QemuImg, tmp_path: Path) -> None:
+    """What the real qemu-img says of an option begins with the option."""
+    path = tmp_path / "disk"
+    with pytest.raises(QemuImgError) as caught:
+        await qemu.create(path, DiskFormat.QCOW2, size=MIB, options="cluster_size=3k")
+    assert str(caught.value).startswith(f"qemu-img create: {path}: Cluster size must be")
+
+
 async def test_looking_at_an_image_can_write_to_no_file(
     stand_in: Callable[[str], QemuImg], tmp_path: Path
 ) -> None:
