@@ -57,9 +57,9 @@ def main() -> None:
             PARTS[name](run)
             about = machine.describe(run.folder)
         found[name] = report.as_part(run)
-        text = report.as_text(about, found)
+        text = report.as_text(about, found, quick=asked.quick)
         if results:
-            report.save(results, about, found)
+            report.save(results, about, found, quick=asked.quick)
     print(text)
 
 
@@ -67,16 +67,23 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure the agent beside what cannot be avoided.",
+        epilog="All parts take about 20 minutes, with --quick half a minute. What each of them"
+        " measures is in benchmarks/README.md.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it still run?")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument(
-        "--results", type=Path, help="where to write (default: here; quick: nowhere)"
+        "--results",
+        type=Path,
+        help="where to write results.json and growth.svg, and the tables into a README.md with"
+        " the two markers (default: benchmarks/; quick: nowhere, and never into a README.md)",
     )
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if asked.quick and asked.results and report.is_full(asked.results):
+        parser.error(f"{asked.results} holds figures of a full run; --quick would replace them")
     return asked
 
 

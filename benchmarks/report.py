@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.figures import Figure, Run
 
 README, RESULTS, DRAWING = "README.md", "results.json", "growth.svg"
+QUICK = "quick: small sizes; the verdicts mean nothing"
 BEGIN = "<!-- written by scripts/bench: begin -->"
 END = "<!-- written by scripts/bench: end -->"
 
@@ -58,27 +59,41 @@ def _figure(figure: Figure) -> dict[str, object]:
     }
 
 
-def save(folder: Path, machine: Mapping[str, str], found: Mapping[str, Part]) -> None:
-    """Write what was found into README.md and the JSON in ``folder``."""
+def is_full(folder: Path) -> bool:
+    """Tell whether figures of a full run lie in ``folder``."""
     results = folder / RESULTS
-    known = json.loads(results.read_text())["parts"] if results.exists() else {}
+    return results.exists() and not json.loads(results.read_text()).get("quick", False)
+
+
+def save(
+    folder: Path, machine: Mapping[str, str], found: Mapping[str, Part], *, quick: bool
+) -> None:
+    """Write what was found into the JSON in ``folder``, and into README.md unless it is quick.
+
+    Figures of quick runs and of full ones are not mixed: those of the other kind go.
+    """
+    results = folder / RESULTS
+    keeps = results.exists() and is_full(folder) != quick
+    known = json.loads(results.read_text())["parts"] if keeps else {}
     parts = {**known, **found}
-    results.write_text(json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
-    text = as_text(machine, parts)
+    document = {"quick": quick, "machine": machine, "parts": parts}
+    results.write_text(json.dumps(document, indent=1) + "\n")
     readme = folder / README
-    if readme.exists():
+    if readme.exists() and not quick:
+        text = as_text(machine, parts, quick=False)
         drawn = f"![{_CAPTION}]({DRAWING})\n\n" if (folder / DRAWING).exists() else ""
         section = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
         new = f"{BEGIN}\n{text}{drawn}{END}"
         readme.write_text(section.sub(lambda _: new, readme.read_text()))
 
 
-def as_text(machine: Mapping[str, str], parts: Mapping[str, Part]) -> str:
+def as_text(machine: Mapping[str, str], parts: Mapping[str, Part], *, quick: bool) -> str:
     """Write tables of Markdown."""
+    head = f"\n{QUICK}\n" if quick else ""
     told = ", ".join(f"{name} {value}" for name, value in machine.items())
     figures = [_row(name, each) for name, part in parts.items() for each in part["figures"]]
     costs = [_cost(name, each) for name, part in parts.items() for each in part["costs"]]
-    return f"\n{told}.\n\n{_table(_FIGURES, figures)}\n{_table(_COSTS, costs)}\n"
+    return f"{head}\n{told}.\n\n{_table(_FIGURES, figures)}\n{_table(_COSTS, costs)}\n"
 
 
 def _row(part: str, figure: Mapping[str, Any]) -> Sequence[str]:

@@ -15,7 +15,7 @@ from benchmarks.__main__ import PARTS
 from benchmarks.costs import Cost
 from benchmarks.figures import Figure, Goal, Run
 from benchmarks.growth import steepest
-from benchmarks.report import BEGIN, END, README, RESULTS, as_part, save
+from benchmarks.report import BEGIN, END, QUICK, README, RESULTS, as_part, save
 from benchmarks.tracing import calls_in
 from tests.needs import require_programs
 
@@ -42,6 +42,7 @@ def test_a_part_runs(part: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), part]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+    assert QUICK in ended.stdout
     figures: list[dict[str, Any]] = _results(tmp_path)[part]["figures"]
     assert len([figure for figure in figures if figure["goal"]]) == GOALS[part]
     for figure in figures:
@@ -88,8 +89,8 @@ def test_parts_that_were_not_measured_keep_their_figures(tmp_path: Path) -> None
     """The page and the JSON hold the last figures of each part; the words around them stay."""
     readme = tmp_path / README
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    save(tmp_path, {"cores": "2"}, {"one": as_part(_run(tmp_path, 1))})
-    save(tmp_path, {"cores": "2"}, {"two": as_part(_run(tmp_path, 3))})
+    save(tmp_path, {"cores": "2"}, {"one": as_part(_run(tmp_path, 1))}, quick=False)
+    save(tmp_path, {"cores": "2"}, {"two": as_part(_run(tmp_path, 3))}, quick=False)
     assert set(_results(tmp_path)) == {"one", "two"}
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
@@ -97,6 +98,27 @@ def test_parts_that_were_not_measured_keep_their_figures(tmp_path: Path) -> None
     assert "| one | a thing | 1 ms | 4 ms | 0.25 | at most 2 ms | reached |" in text
     assert "| two | a thing | 3 ms | 4 ms | 0.75 | at most 2 ms | not reached |" in text
     assert "old" not in text
+
+
+def test_quick_figures_are_told_from_full_ones(tmp_path: Path) -> None:
+    """Nobody takes figures of small sizes for results: they are marked, and never mixed."""
+    page = f"{BEGIN}\nold\n{END}\n"
+    (tmp_path / README).write_text(page)
+    save(tmp_path, {"cores": "2"}, {"one": as_part(_run(tmp_path, 1))}, quick=True)
+    assert (tmp_path / README).read_text() == page
+    assert json.loads((tmp_path / RESULTS).read_text())["quick"] is True
+    save(tmp_path, {"cores": "2"}, {"two": as_part(_run(tmp_path, 3))}, quick=False)
+    assert set(_results(tmp_path)) == {"two"}
+    assert QUICK not in (tmp_path / README).read_text()
+
+
+def test_a_quick_run_leaves_full_figures_alone(tmp_path: Path) -> None:
+    """Where figures of a full run lie, a quick one is refused before it measures anything."""
+    save(tmp_path, {"cores": "2"}, {"one": as_part(_run(tmp_path, 1))}, quick=False)
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), "warm"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "holds figures of a full run" in ended.stderr) == (2, True)
+    assert set(_results(tmp_path)) == {"one"}
 
 
 def test_growth_is_told_by_its_exponent() -> None:
