@@ -51,10 +51,13 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Came:
-    """One way of an image to READY: its cost, and the seconds of its conversion."""
+    """One way of an image to READY: its cost, and the seconds of its conversion.
+
+    ``converting`` is None where there was one that was over before anybody saw it.
+    """
 
     cost: Cost
-    converting: float
+    converting: float | None
     resident: int
 
 
@@ -190,16 +193,21 @@ class Found:
             sorted(self.came, key=lambda one: one.cost.wall)[half],
         )
 
-    def conversion(self) -> tuple[float, Cost]:
-        """Give the median of the agent's conversions, in seconds, and that of the references."""
+    def conversion(self) -> tuple[float | None, Cost]:
+        """Give the median of the agent's conversions, in seconds, and that of the references.
+
+        None where one of the agent's was never seen: those that are quick would be left out.
+        """
         half = len(self.came) // 2
-        ours = sorted(one.converting for one in self.came)[half]
-        return ours, sorted((one.conversion for one in self.parts), key=lambda c: c.wall)[half]
+        best = sorted((one.conversion for one in self.parts), key=lambda c: c.wall)[half]
+        seen = sorted(one.converting for one in self.came if one.converting is not None)
+        return (seen[half] if len(seen) == len(self.came) else None), best
 
 
 def _tell(run: Run, case: Case, came: Came, parts: References, hand: Cost) -> None:
     # What a conversion adds has its own reference.
-    wall, longest = came.cost.wall - came.converting, parts.longest
+    wall = None if came.converting is None else came.cost.wall - came.converting
+    longest = parts.longest
     until = f"{case.name}, until it is converted" if case.is_converted else f"{case.name}, to READY"
     run.figures += [
         Figure(
@@ -249,7 +257,7 @@ def _tell_cpu(run: Run, case: Case, came: Came, parts: References) -> None:
     )
 
 
-def _tell_conversion(run: Run, case: Case, found: tuple[float, Cost]) -> None:
+def _tell_conversion(run: Run, case: Case, found: tuple[float | None, Cost]) -> None:
     converting, best = found
     run.figures.append(
         Figure(
@@ -283,9 +291,10 @@ async def _bring(daemon: Daemon, case: Case, folder: Path) -> Came:
             ready = asyncio.ensure_future(asking.ask(image_of(case.image.image_id)))
             begun = await _first(looking, path, ready) if case.is_converted else None
             await ready
-            converting = 0.0 if begun is None else time.perf_counter() - begun
+            seen = None if begun is None else time.perf_counter() - begun
         left = sum(resident(base) for base in (folder / "state/bases").glob("*[!n]"))
         await asking.ask(request("DELETE", path))
+    converting = seen if case.is_converted else 0.0
     return Came(cost=cost, converting=converting, resident=left)
 
 
