@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         QuarantineShape,
         StatusShape,
     )
+
+_COUNTS: Final = {"quarantined": "damaged bases"}
+"""What is told by another name than in JSON: ``quarantine`` is about refused images as well."""
 
 
 @click.command()
@@ -53,7 +56,7 @@ def _facts(status: StatusShape) -> Iterator[tuple[str, object]]:
     yield from _pressure(status["eviction"])
     yield from _quarantine(status["quarantine"])
     for name, count in status["counts"].items():
-        yield name, count
+        yield _COUNTS.get(name, name), count
     for name, loop in status["loops"].items():
         yield f"{name} ran", loop["last_run_at"] or "never"
 

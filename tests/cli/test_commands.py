@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -293,6 +294,8 @@ def test_status_shows_room_and_loops(run: Run) -> None:
     assert "30.0 GiB of 50.0 GiB" in output
     assert "/scanned is empty" in output
     assert "2.0 GiB of 5.0 GiB, 1 refused" in output
+    assert re.search(r"^damaged bases +3$", output, re.MULTILINE)
+    assert "quarantined" not in output
     assert "backing-file: it names a backing file" in output
 
 

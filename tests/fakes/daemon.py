@@ -381,7 +381,11 @@ class FakeDaemon:
                         }
                     ],
                 },
-                "counts": {"images": len(self.images), "disks": len(self.disks)},
+                "counts": {
+                    "images": len(self.images),
+                    "quarantined": 3,
+                    "disks": len(self.disks),
+                },
                 "loops": {"reconciler": {"last_run_at": NOW}, "pruner": {"last_run_at": None}},
                 "glance": {"reachable": True, "checked_at": NOW},
             }
