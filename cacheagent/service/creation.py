@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -12,7 +13,7 @@ import structlog
 
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
-from cacheagent.model import Base, CacheResult, Disk, DiskState, Standing
+from cacheagent.model import Base, CacheResult, Disk, DiskMode, DiskState, Standing
 from cacheagent.policy.boot import admit_boot_image, boot_disks
 from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
@@ -27,7 +28,7 @@ from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from pathlib import Path
 
     from cacheagent.backends.store import Template
@@ -64,6 +65,7 @@ class Creation:
         self._background = parts.background
         self._room = parts.room
         self._disk_room = parts.disk_room
+        self._precedence = parts.precedence
         self._seconds = parts.metrics.disk_create_seconds
         self._saved = parts.metrics.bytes_saved_total
         self._events = parts.events
@@ -230,7 +232,8 @@ class Creation:
     async def _run_alone(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         async with self._locks.hold(key):
             try:
-                claimed, disk = await self._claim(key, spec)
+                with self._precedence.short():
+                    claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
                     await self._bring_boot(key, await self._image(spec), caller, again=True)
                     return Created(disk=disk, base=None, anew=False)
@@ -357,7 +360,7 @@ class Creation:
         await self._bring_boot(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
         try:
-            with self._seconds.labels(mode=spec.mode).time():
+            with self._seconds.labels(mode=spec.mode).time(), self._precedence_of(spec):
                 made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
         except BaseGoneError:
             # It was not what it was, or somebody took it away. It comes anew.
@@ -365,6 +368,10 @@ class Creation:
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
         return Created(disk=made, base=base, anew=True)
+
+    def _precedence_of(self, spec: DiskSpec) -> AbstractContextManager[None]:
+        """Let an overlay go before downloads; a copy takes long itself."""
+        return self._precedence.short() if spec.mode is DiskMode.OVERLAY else nullcontext()
 
     async def _bring_boot(
         self, key: DiskKey, image: GlanceImage | None, caller: Caller, *, again: bool = False

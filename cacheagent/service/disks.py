@@ -31,6 +31,7 @@ class Disks:
         self._catalog = parts.catalog
         self._now = parts.now
         self._layout = parts.store.layout
+        self._precedence = parts.precedence
         self._access = access
         self._creation = creation
 
@@ -44,7 +45,8 @@ class Disks:
         """
         await self._check_access(spec, caller)
         made = await self._creation.create(key, spec, caller)
-        return await self._view(made.disk, made.base), made.anew
+        with self._precedence.short():
+            return await self._view(made.disk, made.base), made.anew
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
         """Start to create the disk; it is ``pending`` in the answer unless it is there already.

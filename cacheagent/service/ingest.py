@@ -67,6 +67,7 @@ class Ingest:
         self._glance = parts.glance
         self._qemu = parts.qemu
         self._room = parts.room
+        self._precedence = parts.precedence
         self._metrics = parts.metrics
         self._rules = parts.rules
         self._clock = parts.clock
@@ -221,7 +222,7 @@ class Ingest:
         with Proof.open(image, signed) as proof:
             await part.read_present(proof.feed)
             meter.enter(IngestPhase.DOWNLOADING, part.size, part.present)
-            pipeline = Pipeline(part, proof, self._blocks, on_block)
+            pipeline = Pipeline(part, proof, self._blocks, self._precedence, on_block)
             stream = self._glance.stream(
                 image, offset=part.present, caller=caller, room=pipeline.room
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cacheagent.backends.barbican import Barbican
@@ -21,6 +21,7 @@ from cacheagent.policy.trust import TrustRules
 from cacheagent.service.background import Background
 from cacheagent.service.events import Events
 from cacheagent.service.room import Room
+from cacheagent.sync.precedence import Precedence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Parts:
     gives monotonic seconds, ``now()`` the time in UTC. ``room`` is that of the bases,
     ``disk_room`` that of the disks: the same one where both lie on one file system. ``barbican``
     is None without Keystone. ``inspection_version`` is that of the rules which look at images now.
+    A disk from a base that is here has ``precedence`` over downloads.
     """
 
     catalog: Catalog
@@ -47,6 +49,7 @@ class Parts:
     events: Events
     barbican: Barbican | None = None
     inspection_version: int = INSPECTION_VERSION
+    precedence: Precedence = field(default_factory=Precedence)
 
     def bounds(self) -> EvictionPolicy:
         """Give the bounds of the cache as the operator has set them now."""

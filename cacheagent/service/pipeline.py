@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cacheagent.backends.store import Block, Part
     from cacheagent.service.proof import Proof
     from cacheagent.sync.lending import Lending
+    from cacheagent.sync.precedence import Precedence
 
 _Outcome = tuple[BaseException | None, BaseException | None]
 
@@ -33,17 +34,20 @@ class Pipeline:
         part: Part,
         proof: Proof,
         blocks: Lending[Block],
+        precedence: Precedence,
         on_block: Callable[[int], None],
     ) -> None:
         self._part = part
         self._proof = proof
         self._blocks = blocks
+        self._precedence = precedence
         self._on_block = on_block
         self._filling: Block | None = None
         self._under_way: deque[asyncio.Future[_Outcome]] = deque()
 
     async def room(self) -> memoryview:
-        """Give the memory that the next piece is to begin in."""
+        """Give the memory that the next piece is to begin in, once no disk is about to be made."""
+        await self._precedence.give_way()
         if self._filling is None:
             while len(self._under_way) >= AT_ONCE - 1:
                 await self._oldest()

@@ -15,6 +15,7 @@ from cacheagent.backends.store import BLOCK_SIZE, Block, Part
 from cacheagent.service.pipeline import AT_ONCE, Pipeline
 from cacheagent.service.proof import Proof
 from cacheagent.sync.lending import Lending
+from cacheagent.sync.precedence import Precedence
 from tests.fakes import values
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ async def test_all_of_an_image_passes_through_one_buffer(tmp_path: Path) -> None
     blocks, told = Lending(Block, 1), list[int]()
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
         with Proof.open(IMAGE) as proof:
-            pipeline = Pipeline(part, proof, blocks, told.append)
+            pipeline = Pipeline(part, proof, blocks, Precedence(), told.append)
             await pipeline.run(pieces_of(DATA, pipeline))
             assert (await proof.finish()).digest == IMAGE.digest
     assert (tmp_path / "part").read_bytes() == DATA
@@ -97,11 +98,11 @@ async def test_a_pass_that_waits_leaves_buffers_to_the_others(tmp_path: Path) ->
     """One slow download takes its share and no more; when it is stopped it gives that back."""
     blocks, stalled = Lending(Block, AT_ONCE + 1), Stalled()
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
-        slow = Pipeline(part, stalled, blocks, lambda _length: None)
+        slow = Pipeline(part, stalled, blocks, Precedence(), lambda _length: None)
         running = asyncio.ensure_future(slow.run(pieces_of(DATA, slow)))
         async with Part.open(tmp_path / "other", tmp_path / "other.json", IMAGE) as other:
             with Proof.open(IMAGE) as proof:
-                pipeline = Pipeline(other, proof, blocks, lambda _length: None)
+                pipeline = Pipeline(other, proof, blocks, Precedence(), lambda _length: None)
                 await pipeline.run(pieces_of(DATA, pipeline))
                 assert (await proof.finish()).digest == IMAGE.digest
         assert not running.done()
@@ -118,7 +119,7 @@ async def test_a_pass_that_is_stopped_keeps_its_buffers_while_a_thread_looks_at_
     """What another download receives never gets under the eyes of the proof of this one."""
     blocks, stalled = Lending(Block, 1), Stalled()
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
-        pipeline = Pipeline(part, stalled, blocks, lambda _length: None)
+        pipeline = Pipeline(part, stalled, blocks, Precedence(), lambda _length: None)
         running = asyncio.ensure_future(pipeline.run(pieces_of(DATA, pipeline)))
         waiting = asyncio.ensure_future(blocks.take())
         await _some_turns()
@@ -134,7 +135,7 @@ async def test_a_failure_in_a_thread_ends_the_pass(tmp_path: Path) -> None:
     """It is what the caller is told, nothing counts as done, and all buffers are back."""
     blocks, told = Lending(Block, 2), list[int]()
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
-        pipeline = Pipeline(part, Failing(), blocks, told.append)
+        pipeline = Pipeline(part, Failing(), blocks, Precedence(), told.append)
         with pytest.raises(RuntimeError, match="no use"):
             await pipeline.run(pieces_of(DATA, pipeline))
     assert told == []
