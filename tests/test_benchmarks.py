@@ -27,7 +27,7 @@ GOALS = {
     "cold": 14,
     "many": 2,
     "growth": 14,
-    "memory": 3,
+    "memory": 4,
     "first_boot": 0,
     "prune_pass": 8,
     "start_up": 3,

@@ -51,7 +51,7 @@ class Images:
         self._prefetching: set[ImageId] = set()
 
     async def list_images(self, caller: Caller) -> AsyncGenerator[ImageView, None]:
-        """Give every image that is cached or coming, and that the caller may have.
+        """Give every image that is cached or coming, and that the caller may have, by id.
 
         All that can be refused is refused before the first.
 
@@ -61,9 +61,8 @@ class Images:
 
         """
         known = (await self._catalog.image_states()).keys()
-        found = dict.fromkeys([*self._bases.failures(), *known])
-        allowed = await self._access.allowed(found.keys(), caller)
-        mine = [image_id for image_id in found if image_id in allowed]
+        allowed = await self._access.allowed({*self._bases.failures(), *known}, caller)
+        mine = sorted(allowed)
         for begin in range(0, len(mine), _PAGE):
             for held in await self._held(mine[begin : begin + _PAGE]):
                 yield await self._view(held, caller)

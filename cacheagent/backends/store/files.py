@@ -192,6 +192,8 @@ def open_folder(path: Path) -> Iterator[int]:
 
 def make_folder(folder: Path, group: int) -> bool:
     """Make the folder, and tell whether; one that is there keeps the rights that it has."""
+    # Of a parent that is a file, it is the parent that the error names.
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if not make_own_folder(folder):
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(folder))
