@@ -42,10 +42,6 @@ class Use:
         self._waiters = waiters
         self._scanner = qcow2.OverlayScanner(parts.store.layout.bases)
 
-    async def recorded(self, base: Base) -> tuple[User, ...]:
-        """Give the users that the catalog knows: disks, pins and leases."""
-        return await self._catalog.users_of(base.base_id, self._now())
-
     async def proved(self, base: Base) -> tuple[User, ...]:
         """Give every user of the base, of all sources."""
         return (await self.users([base]))[base.base_id]

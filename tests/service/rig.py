@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from cacheagent.model import DiskKey, DiskState
+    from cacheagent.model import Base, DiskKey, DiskState, User
 
 T = TypeVar("T")
 
@@ -239,3 +239,8 @@ async def in_a_task(context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]
     finally:
         done.set()
         await holding
+
+
+async def recorded(rig: Rig, base: Base) -> tuple[User, ...]:
+    """Give the users of a base that the catalog knows: disks, pins and leases."""
+    return await rig.parts.catalog.users_of(base.base_id, rig.clock.time())

@@ -29,7 +29,7 @@ from cacheagent.policy.layout import unfinished
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
-from tests.service.rig import gathered, in_a_task, rig_on, until
+from tests.service.rig import gathered, in_a_task, recorded, rig_on, until
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -187,8 +187,8 @@ async def test_catalog_is_made_anew_from_the_files(
     overlay = (await rig.disks.show(disk_key(1))).disk
     assert (overlay.mode, overlay.base_id) == (DiskMode.OVERLAY, base.base_id)
     assert {(await rig.disks.show(disk_key(n))).disk.base_id for n in range(2, 6)} == {None}
-    assert await rig.use.proved(base) == await rig.use.recorded(base)
-    assert [user.key for user in await rig.use.recorded(base)] == [disk_key(1)]
+    assert await rig.use.proved(base) == await recorded(rig, base)
+    assert [user.key for user in await recorded(rig, base)] == [disk_key(1)]
     await rig.bases.ensure(image, NOBODY)
     assert len(glance.calls("data")) == 1
 

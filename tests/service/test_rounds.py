@@ -25,7 +25,7 @@ from cacheagent.service.events import EventKind
 from tests.fakes import lying_glance
 from tests.fakes.qcow2 import write_overlay
 from tests.fakes.values import NOW, base_id, disk, disk_key, image_id
-from tests.service.rig import gathered, state_of, until
+from tests.service.rig import gathered, recorded, state_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +112,7 @@ async def test_overlay_of_somebody_else_is_taken_in(rig: Rig, base: Base) -> Non
     event = await hearing
     assert (event.kind, event.facts["reason"]) == (EventKind.DISK_CREATED, "found")
     assert (await rig.disks.show(KEY)).disk.base_id == base.base_id
-    assert [user.key for user in await rig.use.recorded(base)] == [KEY]
+    assert [user.key for user in await recorded(rig, base)] == [KEY]
 
 
 async def test_pending_disk_that_nobody_works_on_has_failed(rig: Rig) -> None:
