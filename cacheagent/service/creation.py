@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-import structlog
 
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import Base, CacheResult, Disk, DiskMode, DiskState, Standing
-from cacheagent.policy.boot import admit_boot_image, boot_disks
-from cacheagent.policy.sizing import whole_sectors
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
+from cacheagent.service.boot import Boot
 from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.instances import Instances
-from cacheagent.service.intent import conflict, facts, intended, pending
+from cacheagent.service.intent import conflict, intended, is_meant, pending
 from cacheagent.service.making import BaseGoneError
+from cacheagent.service.wanted import Wanted
 from cacheagent.sync.keylock import KeyLock
 from cacheagent.sync.singleflight import SingleFlight
 from cacheagent.sync.uninterrupted import uninterrupted
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cacheagent.backends.store import Template
-    from cacheagent.model import CachedImage, Caller, DiskKey, DiskSpec, GlanceImage
+    from cacheagent.model import CachedImage, Caller, DiskKey, DiskSpec
     from cacheagent.service.bases import Bases
     from cacheagent.service.making import Making
     from cacheagent.service.parts import Parts
@@ -42,8 +38,6 @@ if TYPE_CHECKING:
 
 DELETED_OUTSIDE = "deleted outside"
 """Why a disk went that nobody asked the agent to remove."""
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +65,15 @@ class Creation:
         self._events = parts.events
         self._bases = bases
         self._making = making
+        self._boot = Boot(parts, bases=bases, create=self.create)
         self._instances = Instances(parts)
         self._locks: KeyLock[DiskKey] = KeyLock()
         self._runs: SingleFlight[DiskKey, Created] = SingleFlight()
-        # Those of which somebody was told that they are on their way.
-        self._begun: set[DiskKey] = set()
-        self._wanted: dict[DiskKey, DiskSpec] = {}
-        # Callers of ``create`` and its runs. One may end before the other, and the next run begin
-        # before the callers of the last one have learned of its end.
-        self._asking: Counter[DiskKey] = Counter()
+        self._wanted = Wanted(parts.now)
 
     def wanted(self) -> Mapping[DiskKey, DiskSpec]:
         """Give the disks that are being created, and as what, as it changes."""
-        return MappingProxyType(self._wanted)
+        return self._wanted.specs
 
     def alone(self, key: DiskKey) -> AbstractAsyncContextManager[None]:
         """Keep whoever creates or removes the disk waiting for the body of an ``async with``."""
@@ -98,18 +88,14 @@ class Creation:
 
         """
         while True:
-            self._want(key, spec)
-            self._asking[key] += 1
             try:
-                made, joined = await self._runs.run(key, lambda: self._run(key, spec, caller))
+                with self._wanted.asked(key, spec):
+                    made, joined = await self._runs.run(key, lambda: self._run(key, spec, caller))
             except PersonalError as refused:
                 # It ran with the token of somebody else, who may not have the image.
                 if refused.token == caller.token:
                     raise refused.error from None
                 continue
-            finally:
-                self._asking[key] -= 1
-                self._settle(key)
             return replace(made, anew=made.anew and not joined)
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
@@ -119,24 +105,22 @@ class Creation:
             DiskConflictError: the name stands for another disk, or that is being made.
 
         """
-        self._refuse_another(key, spec)
+        self._wanted.refuse_another(key, spec)
         disk = await self._expected(key, spec)
         # Whoever goes away now leaves no intent that nobody works on.
         return await uninterrupted(self._begin(disk, spec, caller))
 
     async def _begin(self, disk: Disk, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         key = disk.key
-        self._refuse_another(key, spec)
-        if key not in self._wanted:
+        self._wanted.refuse_another(key, spec)
+        if key not in self._wanted.specs:
             async with self._locks.hold(key):
                 existing = await self._existing(key, spec)
                 if existing is not None and existing.state is DiskState.READY:
                     return existing, False
                 await self._room.retrying(partial(self._catalog.begin_disk, disk))
-        if key in self._begun:
+        if not self._wanted.promise(key, spec):
             return disk, False
-        self._want(key, spec)
-        self._begun.add(key)
         self._background.start(self._finish(key, spec, caller), "creation of a disk")
         return disk, True
 
@@ -144,8 +128,7 @@ class Creation:
         """Remove the disk, and stop its creation; who waits for that is told."""
         gone = DiskConflictError("the disk was deleted while it was made", {})
         # One that was begun and does not run yet is not to begin at all.
-        self._begun.discard(key)
-        self._settle(key)
+        self._wanted.end_promise(key)
         await self._runs.stop(key, gone)
         async with self._locks.hold(key):
             disk = await self._catalog.disk(key)
@@ -170,9 +153,8 @@ class Creation:
             disk = await self._catalog.disk(key)
             if disk is None or disk.state is not DiskState.READY:
                 return False
-            if not await self._is_lost(disk, seen=seen):
+            if not await self._instances.has_lost(disk, seen=seen):
                 return False
-            _log.warning("a disk has gone from its folder", path=str(self._path(disk)))
             await uninterrupted(self._drop(disk, DELETED_OUTSIDE))
             return True
 
@@ -180,34 +162,17 @@ class Creation:
         """Begin no other disk; give those that are being made so many seconds, and then up."""
         await self._runs.shutdown(ShuttingDownError("the agent is stopping"), patience=patience)
 
-    def _refuse_another(self, key: DiskKey, spec: DiskSpec) -> None:
-        other = self._wanted.get(key, spec)
-        if other != spec:
-            raise conflict(pending(key, other, self._now()))
-
-    def _want(self, key: DiskKey, spec: DiskSpec) -> None:
-        """Note that the disk is being created; ``_settle`` has to follow."""
-        self._refuse_another(key, spec)
-        self._wanted[key] = spec
-
-    def _settle(self, key: DiskKey) -> None:
-        """Forget as what the disk was wanted, if nobody creates it any more."""
-        if key not in self._begun and not self._asking[key]:
-            self._wanted.pop(key, None)
-            del self._asking[key]
-
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
         try:
-            if key in self._begun:
+            if self._wanted.is_promised(key):
                 await self.create(key, spec, caller)
         except Exception as error:
-            if key in self._begun:
+            if self._wanted.is_promised(key):
                 await uninterrupted(self._leave_word(key, spec, error))
             raise
         finally:
-            self._begun.discard(key)
-            self._settle(key)
+            self._wanted.end_promise(key)
 
     async def _leave_word(self, key: DiskKey, spec: DiskSpec, error: Exception) -> None:
         """Write the failure down where what was joined had failed before anybody was to be told."""
@@ -222,12 +187,8 @@ class Creation:
 
     async def _run(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         """Run once for all who ask for this disk; its row tells how that ends."""
-        self._asking[key] += 1
-        try:
+        with self._wanted.asked(key, spec):
             return await self._run_alone(key, spec, caller)
-        finally:
-            self._asking[key] -= 1
-            self._settle(key)
 
     async def _run_alone(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         async with self._locks.hold(key):
@@ -235,7 +196,7 @@ class Creation:
                 with self._precedence.short():
                     claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
-                    await self._bring_boot(key, await self._image(spec), caller, again=True)
+                    await self._boot.bring_again(key, spec, caller)
                     return Created(disk=disk, base=None, anew=False)
                 return await self._create(key, spec, caller, claimed)
             except BaseException as error:
@@ -250,11 +211,11 @@ class Creation:
         if disk is not None and disk.state is DiskState.READY:
             return
         why = _words(error)
-        if key not in self._begun:
+        if not self._wanted.is_promised(key):
             await self._forget(key)
         elif isinstance(error, Exception):
             await self._write_failure(key, spec, why)
-            self._begun.discard(key)
+            self._wanted.end_promise(key)
         if isinstance(error, Exception):
             self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
@@ -295,35 +256,12 @@ class Creation:
     async def _judge(self, disk: Disk | None, spec: DiskSpec) -> Disk | None:
         if disk is None:
             return None
-        if disk.state is DiskState.READY and not await self._is_there(disk):
+        if disk.state is DiskState.READY and not await self._instances.has(disk):
             await self._drop(disk, DELETED_OUTSIDE)
             return None
-        if disk.state is DiskState.READY and not await self._is(disk, spec):
+        if disk.state is DiskState.READY and not await is_meant(disk, spec, self._catalog):
             raise conflict(disk)
         return disk
-
-    async def _is_there(self, disk: Disk) -> bool:
-        path = self._path(disk)
-        if await self._store.exists(path):
-            return True
-        if await self._instances.look():
-            # That is how a mount point looks without its file system.
-            raise DiskConflictError(f"{path.parent.parent} is empty; is it mounted?", facts(disk))
-        _log.warning("a disk has gone from its folder", path=str(path))
-        return False
-
-    async def _is_lost(self, disk: Disk, *, seen: bool) -> bool:
-        path = self._path(disk)
-        try:
-            if await self._store.exists(path):
-                return False
-            if seen or not await self._instances.look():
-                return True
-            why = f"{path.parent.parent} is empty; is it mounted?"
-        except OSError as error:
-            why = str(error)
-        _log.warning("nobody can tell whether a disk is there", path=str(path), why=why)
-        return False
 
     async def _drop(self, disk: Disk, reason: str) -> None:
         """Drop the row; a base that the disk needed was in use until now."""
@@ -341,23 +279,12 @@ class Creation:
         known = {name: fact for name, fact in facts.items() if fact is not None}
         self._events.emit(kind, instance_id=key.instance_id, name=key.name, **known)
 
-    async def _is(self, disk: Disk, spec: DiskSpec) -> bool:
-        """Tell whether ``spec`` means this disk; one that was adopted is judged by what it is."""
-        if spec.size is not None and whole_sectors(spec.size) == disk.virtual_size:
-            spec = replace(spec, size=disk.spec.size if disk.spec else None)
-        if disk.spec is not None:
-            return disk.spec == spec
-        cached = None if spec.image_id is None else await self._catalog.image(spec.image_id)
-        base_id = None if cached is None else cached.base_id
-        found = (disk.format, disk.mode, disk.base_id, None)
-        return found == (spec.format, spec.mode, base_id, spec.size)
-
     async def _create(
         self, key: DiskKey, spec: DiskSpec, caller: Caller, claimed: Claimed | None = None
     ) -> Created:
         """Take the base, write the intent, make the file, write the result."""
         ensured, disk = claimed or await self._intend(key, spec, caller)
-        await self._bring_boot(key, None if ensured is None else ensured.image, caller)
+        await self._boot.bring(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
         try:
             with self._seconds.labels(mode=spec.mode).time(), self._precedence_of(spec):
@@ -372,34 +299,6 @@ class Creation:
     def _precedence_of(self, spec: DiskSpec) -> AbstractContextManager[None]:
         """Let an overlay go before downloads; a copy takes long itself."""
         return self._precedence.short() if spec.mode is DiskMode.OVERLAY else nullcontext()
-
-    async def _bring_boot(
-        self, key: DiskKey, image: GlanceImage | None, caller: Caller, *, again: bool = False
-    ) -> None:
-        """Create kernel and ramdisk before the disk that they start is there.
-
-        Whatever is wrong with them keeps that from being made; those that were made stay, and
-        are found when it is asked for ``again``: those full copies need their bases no more.
-        """
-        for name, spec in () if image is None else boot_disks(key.name, image).items():
-            assert spec.image_id is not None  # noqa: S101 -- that is what they are made of
-            boot = replace(key, name=name)
-            if again and await self._lies_there(boot, spec):
-                await self._bases.access.check(spec.image_id, caller)
-                continue
-            ensured = await self._bases.ensure(spec.image_id, caller)
-            admit_boot_image(name, ensured.image)
-            await self.create(boot, spec, caller)
-
-    async def _lies_there(self, key: DiskKey, spec: DiskSpec) -> bool:
-        disk = await self._catalog.disk(key)
-        if disk is None or disk.state is not DiskState.READY or not await self._is(disk, spec):
-            return False
-        return await self._store.exists(self._path(disk))
-
-    async def _image(self, spec: DiskSpec) -> GlanceImage | None:
-        cached = None if spec.image_id is None else await self._catalog.image(spec.image_id)
-        return None if cached is None else cached.image
 
     async def _make(self, disk: Disk, spec: DiskSpec, base: Base | None) -> Disk:
         template = await self._making.prepare(disk.key, spec, disk.virtual_size, base)

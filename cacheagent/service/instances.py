@@ -1,4 +1,4 @@
-"""The folder of the instances: whether it is the one that we know, or a mount point left bare.
+"""The folder of the instances: which disks are in it, and whether it is a mount point left bare.
 
 A mount point without its file system is a folder without a file. To take that for the loss of all
 disks would let all their bases go. So a folder that is empty is believed only if it is the one
@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import structlog
+
+from cacheagent.errors import DiskConflictError
+from cacheagent.service.intent import facts
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cacheagent.model import Disk
     from cacheagent.service.parts import Parts
 
 NOTE = "instances_folder"
 """Under this name the catalog remembers in which folder of which file system disks were seen."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Instances:
@@ -37,3 +47,41 @@ class Instances:
         if not is_empty and known != identity:
             await self._catalog.put_note(NOTE, identity)
         return is_empty and known != identity
+
+    async def has(self, disk: Disk) -> bool:
+        """Tell whether the file of a disk is there.
+
+        Raises:
+            DiskConflictError: it is not, and nobody can tell whether it is lost.
+
+        """
+        path = self._path(disk)
+        if await self._store.exists(path):
+            return True
+        if await self.look():
+            raise DiskConflictError(_bare(path), facts(disk))
+        _log.warning("a disk has gone from its folder", path=str(path))
+        return False
+
+    async def has_lost(self, disk: Disk, *, seen: bool) -> bool:
+        """Tell whether the file of a disk is lost beyond doubt; ``seen``: it was watched going."""
+        path = self._path(disk)
+        try:
+            if await self._store.exists(path):
+                return False
+            why = _bare(path) if not seen and await self.look() else None
+        except OSError as error:
+            why = str(error)
+        if why is not None:
+            _log.warning("nobody can tell whether a disk is there", path=str(path), why=why)
+            return False
+        _log.warning("a disk has gone from its folder", path=str(path))
+        return True
+
+    def _path(self, disk: Disk) -> Path:
+        return self._store.layout.disk(disk.key, disk.format)
+
+
+def _bare(path: Path) -> str:
+    # That is how a mount point looks without its file system.
+    return f"{path.parent.parent} is empty; is it mounted?"

@@ -13,6 +13,7 @@ from cacheagent.policy.sizing import disk_size, whole_sectors
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from cacheagent.backends.catalog import Catalog
     from cacheagent.model import DiskKey, DiskSpec
     from cacheagent.service.bases import Ensured
 
@@ -51,6 +52,18 @@ def intended(disk: Disk, spec: DiskSpec, ensured: Ensured | None) -> Disk:
             min_disk=ensured.image.min_disk_bytes,
         )
     return replace(disk, virtual_size=size, base_id=ensured.base.base_id, cache=ensured.result)
+
+
+async def is_meant(disk: Disk, spec: DiskSpec, catalog: Catalog) -> bool:
+    """Tell whether ``spec`` means this disk; one that was adopted is judged by what it is."""
+    if spec.size is not None and whole_sectors(spec.size) == disk.virtual_size:
+        spec = replace(spec, size=disk.spec.size if disk.spec else None)
+    if disk.spec is not None:
+        return disk.spec == spec
+    cached = None if spec.image_id is None else await catalog.image(spec.image_id)
+    base_id = None if cached is None else cached.base_id
+    found = (disk.format, disk.mode, disk.base_id, None)
+    return found == (spec.format, spec.mode, base_id, spec.size)
 
 
 def conflict(disk: Disk) -> DiskConflictError:
