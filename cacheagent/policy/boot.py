@@ -14,7 +14,7 @@ from cacheagent.model import DiskFormat, DiskMode, DiskName, DiskSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cacheagent.model import Base, Disk, GlanceImage
+    from cacheagent.model import Base, CachedImage, Disk, GlanceImage
 
 KERNEL: Final = DiskName("kernel")
 RAMDISK: Final = DiskName("ramdisk")
@@ -22,12 +22,17 @@ BOOT_FORMATS: Final[Mapping[DiskName, str]] = {KERNEL: "aki", RAMDISK: "ari"}
 """The names of the two among the disks of an instance, and the ``disk_format`` of their images."""
 
 
+def is_ami(image: GlanceImage) -> bool:
+    """Tell whether a kernel and a ramdisk may belong to the image."""
+    return image.disk_format == "ami"
+
+
 def boot_disks(name: DiskName, image: GlanceImage) -> dict[DiskName, DiskSpec]:
     """Give the disks that a disk called ``name`` needs beside it when it is made of this image.
 
     The two themselves need none, whatever they are made of: so none waits for another of them.
     """
-    if image.disk_format != "ami" or name in BOOT_FORMATS:
+    if not is_ami(image) or name in BOOT_FORMATS:
         return {}
     wanted = {KERNEL: image.kernel_id, RAMDISK: image.ramdisk_id}
     return {
@@ -50,13 +55,16 @@ def admit_boot_image(name: DiskName, image: GlanceImage) -> None:
         )
 
 
-def may_boot(disk: Disk, base: Base | None) -> bool:
+def may_boot(disk: Disk, base: Base | None, cached: CachedImage | None) -> bool:
     """Tell whether a kernel among the disks of its instance may be that of this one.
 
-    An AMI is raw data; it cannot be told any more of a full copy whose base has gone.
+    ``cached`` is its image, which may have gone, or stand for another base by now. Then there is
+    only what the base was: an AMI is raw data. Of a full copy even that may have gone.
     """
     if disk.image_id is None or disk.key.name in BOOT_FORMATS:
         return False
+    if cached is not None and cached.base_id == disk.base_id:
+        return is_ami(cached.image)
     return base is None or base.source_format == DiskFormat.RAW.value
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import Base, CacheResult, Disk, DiskMode, DiskState, Standing
+from cacheagent.policy.boot import is_ami
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
 from cacheagent.service.boot import Boot
 from cacheagent.service.despite import despite_full
@@ -42,11 +43,15 @@ DELETED_OUTSIDE = "deleted outside"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created:
-    """A disk that is there, whether it was made just now, and its base where that is known."""
+    """A disk that is there, whether it was made just now, and its base where that is known.
+
+    ``alone``: it is known that no kernel belongs to it.
+    """
 
     disk: Disk
     base: Base | None
     anew: bool
+    alone: bool
 
 
 class Creation:
@@ -197,7 +202,7 @@ class Creation:
                     claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
                     await self._boot.bring_again(key, spec, caller)
-                    return Created(disk=disk, base=None, anew=False)
+                    return Created(disk=disk, base=None, anew=False, alone=False)
                 return await self._create(key, spec, caller, claimed)
             except BaseException as error:
                 await uninterrupted(self._give_up(key, spec, error))
@@ -294,7 +299,8 @@ class Creation:
             return await self._create(key, spec, caller)
         if ensured is not None and ensured.result is not CacheResult.MISS:
             self._saved.inc(ensured.base.size)
-        return Created(disk=made, base=base, anew=True)
+        alone = ensured is None or not is_ami(ensured.image)
+        return Created(disk=made, base=base, anew=True, alone=alone)
 
     def _precedence_of(self, spec: DiskSpec) -> AbstractContextManager[None]:
         """Let an overlay go before downloads; a copy takes long itself."""

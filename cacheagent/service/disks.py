@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from cacheagent.backends.catalog import Around
 from cacheagent.errors import DiskNotFoundError, InstanceNotFoundError
 from cacheagent.model import DiskView
 from cacheagent.policy.boot import BOOT_FORMATS, may_boot
@@ -14,7 +15,17 @@ from cacheagent.sync.uninterrupted import uninterrupted
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-    from cacheagent.model import Base, BaseId, Caller, Disk, DiskKey, DiskSpec, InstanceId
+    from cacheagent.model import (
+        Base,
+        BaseId,
+        CachedImage,
+        Caller,
+        Disk,
+        DiskKey,
+        DiskSpec,
+        ImageId,
+        InstanceId,
+    )
     from cacheagent.service.access import Access
     from cacheagent.service.creation import Creation
     from cacheagent.service.parts import Parts
@@ -45,8 +56,10 @@ class Disks:
         """
         await self._check_access(spec, caller)
         made = await self._creation.create(key, spec, caller)
+        if made.alone:
+            return self._shown(made.disk, made.base), made.anew
         with self._precedence.short():
-            return await self._view(made.disk, made.base), made.anew
+            return await self._view(made.disk), made.anew
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
         """Start to create the disk; it is ``pending`` in the answer unless it is there already.
@@ -66,12 +79,13 @@ class Disks:
             DiskNotFoundError: the instance has no disk of this name.
 
         """
-        disk = await self._catalog.disk(key)
-        if disk is None and (spec := self._creation.wanted().get(key)) is not None:
-            disk = pending(key, spec, self._now())
-        if disk is None:
+        found = await self._catalog.disk_around(key, BOOT_FORMATS)
+        if found is not None:
+            return self._told(*found)
+        spec = self._creation.wanted().get(key)
+        if spec is None:
             raise DiskNotFoundError(f"instance {key.instance_id} has no disk {key.name}")
-        return await self._view(disk)
+        return await self._view(pending(key, spec, self._now()))
 
     async def delete(self, key: DiskKey) -> None:
         """Remove the disk, and stop its creation."""
@@ -85,9 +99,10 @@ class Disks:
             if any(disk.base_id not in bases for disk in disks):
                 # It came meanwhile, or is lost: then it is looked for once.
                 bases = {**dict.fromkeys(disk.base_id for disk in disks), **await self._bases()}
+            images = await self._images(disks)
             for instance_id, own in groupby(disks, lambda disk: disk.key.instance_id):
                 last = instance_id
-                yield instance_id, self._views(list(own), bases)
+                yield instance_id, self._views(list(own), bases, images)
 
     async def instance(self, instance_id: InstanceId) -> Sequence[DiskView]:
         """Give the disks of the instance.
@@ -99,7 +114,7 @@ class Disks:
         disks = await self._catalog.disks_of_instance(instance_id)
         if not disks:
             raise InstanceNotFoundError(f"instance {instance_id} has no disks here")
-        return self._views(disks, await self._bases())
+        return self._views(disks, await self._bases(), await self._images(disks))
 
     async def delete_instance(self, instance_id: InstanceId) -> None:
         """Remove all disks of the instance, those that are being created too."""
@@ -115,26 +130,39 @@ class Disks:
         if spec.image_id is not None:
             await self._access.check(spec.image_id, caller)
 
-    async def _view(self, disk: Disk, base: Base | None = None) -> DiskView:
-        if base is None and disk.base_id is not None:
-            base = await self._catalog.base(disk.base_id)
-        if not may_boot(disk, base):
-            return self._shown(disk, base)
-        beside = await self._catalog.disks_of_instance(disk.key.instance_id)
-        return self._shown(disk, base, [each for each in beside if each.key.name in BOOT_FORMATS])
+    async def _view(self, disk: Disk) -> DiskView:
+        if disk.image_id is None and disk.base_id is None:
+            return self._shown(disk, None)
+        return self._told(disk, await self._catalog.around(disk, BOOT_FORMATS))
+
+    def _told(self, disk: Disk, around: Around) -> DiskView:
+        boot = around.disks if may_boot(disk, around.base, around.image) else ()
+        return self._shown(disk, around.base, boot)
 
     async def _bases(self) -> dict[BaseId | None, Base | None]:
         return {base.base_id: base for base in await self._catalog.bases()}
 
+    async def _images(self, disks: Sequence[Disk]) -> dict[ImageId | None, CachedImage]:
+        """Give the images of the disks, unless no kernel is among these."""
+        if not any(disk.key.name in BOOT_FORMATS for disk in disks):
+            return {}
+        wanted = {disk.image_id for disk in disks if disk.image_id is not None}
+        return {each.image.image_id: each for each in await self._catalog.images_named(wanted)}
+
     def _views(
-        self, disks: Sequence[Disk], bases: Mapping[BaseId | None, Base | None]
+        self,
+        disks: Sequence[Disk],
+        bases: Mapping[BaseId | None, Base | None],
+        images: Mapping[ImageId | None, CachedImage],
     ) -> list[DiskView]:
         """Give the disks of one instance as they are shown."""
-        boot = [disk for disk in disks if disk.key.name in BOOT_FORMATS]
+        boot = tuple(disk for disk in disks if disk.key.name in BOOT_FORMATS)
         return [
-            self._shown(disk, base, boot if may_boot(disk, base) else ())
+            self._told(
+                disk,
+                Around(base=bases.get(disk.base_id), image=images.get(disk.image_id), disks=boot),
+            )
             for disk in disks
-            for base in [bases.get(disk.base_id)]
         ]
 
     def _shown(self, disk: Disk, base: Base | None, boot: Iterable[Disk] = ()) -> DiskView:

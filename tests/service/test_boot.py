@@ -29,7 +29,7 @@ from cacheagent.model import (
     InstanceId,
 )
 from tests.fakes import lying_glance
-from tests.service.rig import state_of, until
+from tests.service.rig import gathered, state_of, until
 
 if TYPE_CHECKING:
     from cacheagent.model import ImageId
@@ -127,6 +127,35 @@ async def test_kernel_alone(rig: Rig, glance: LyingGlance, key: DiskKey) -> None
     other = replace(key, instance_id=InstanceId(str(uuid.uuid4())))
     bare = add(glance, os.urandom(1024), "ami", kernel_id="nokernel")
     assert (await rig.disks.create(other, spec_of(bare), NOBODY))[0].boot == ()
+
+
+async def test_kernel_of_somebody_s_own(rig: Rig, glance: LyingGlance, key: DiskKey) -> None:
+    """A disk called kernel beside one that is made of no AMI is shown by itself alone."""
+    kernel = replace(key, name=DiskName("kernel"))
+    blank = DiskSpec(image_id=None, size=4096, format=DiskFormat.RAW, mode=DiskMode.FULL)
+    await rig.disks.create(kernel, blank, NOBODY)
+    spec = spec_of(glance.add(ROOT))
+    made, _ = await rig.disks.create(key, spec, NOBODY)
+    assert (made.disk.base_id, made.boot) == ((await rig.parts.catalog.bases())[0].base_id, ())
+    assert await rig.disks.create(key, spec, NOBODY) == (made, False)
+    assert await rig.disks.show(key) == made
+    assert made in await rig.disks.instance(key.instance_id)
+    ((_, listed),) = await gathered(rig.disks.instances())
+    assert made in listed
+
+
+async def test_boot_files_are_shown_when_the_image_has_gone(
+    rig: Rig, glance: LyingGlance, key: DiskKey
+) -> None:
+    """A full copy of an AMI is told with its kernel, though nothing of the AMI is here any more."""
+    image_id = an_ami(glance)
+    spec = DiskSpec(image_id=image_id, size=None, mode=DiskMode.FULL)
+    made, _ = await rig.disks.create(key, spec, NOBODY)
+    await rig.images.evict(image_id, NOBODY)
+    shown = await rig.disks.show(key)
+    assert (shown.base, shown.boot) == (None, made.boot)
+    assert len(shown.boot) == 2
+    assert shown in await rig.disks.instance(key.instance_id)
 
 
 async def test_the_instance_goes_with_all_of_them(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cacheagent.backends.catalog import claims, counts, holds, mending, queries
+from cacheagent.backends.catalog import around, claims, counts, holds, mending, queries
 from cacheagent.backends.catalog.database import Database
 from cacheagent.backends.catalog.schema import MIGRATIONS
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from cacheagent.backends.catalog.around import Around
     from cacheagent.backends.catalog.claims import Claim, Fit
     from cacheagent.backends.catalog.holds import Held
     from cacheagent.backends.catalog.queries import DiskIntent
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Digest,
         Disk,
         DiskKey,
+        DiskName,
         DiskState,
         GlanceImage,
         ImageId,
@@ -94,6 +96,10 @@ class Catalog:
     async def images(self) -> list[CachedImage]:
         """Give all images, by id."""
         return await self._db.read(queries.images)
+
+    async def images_named(self, image_ids: Collection[ImageId]) -> list[CachedImage]:
+        """Give these images; one that is unknown is left out."""
+        return await self._db.read(queries.images_named, image_ids)
 
     async def images_of(self, base_id: BaseId) -> list[CachedImage]:
         """Give the images that stand for the base, by id."""
@@ -196,6 +202,19 @@ class Catalog:
     async def disk(self, key: DiskKey) -> Disk | None:
         """Give one disk."""
         return await self._db.read(queries.disk, key)
+
+    async def disk_around(
+        self, key: DiskKey, names: Collection[DiskName]
+    ) -> tuple[Disk, Around] | None:
+        """Give one disk with what belongs to it, as ``around`` does."""
+        return await self._db.read(around.with_around, key, names)
+
+    async def around(self, disk: Disk, names: Collection[DiskName]) -> Around:
+        """Give what belongs to the disk: its base, and those disks of its instance.
+
+        Where there are any, its image too.
+        """
+        return await self._db.read(around.around, disk, names)
 
     async def disks(self) -> list[Disk]:
         """Give all disks, by instance and name."""

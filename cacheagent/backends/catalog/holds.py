@@ -64,8 +64,7 @@ def users_of(db: sqlite3.Connection, base_id: BaseId, now: datetime) -> tuple[Us
 
 def held(db: sqlite3.Connection, image_ids: Sequence[ImageId], now: datetime) -> list[Held]:
     """Give the images that are known, with their bases and who holds them."""
-    known = (queries.image(db, image_id) for image_id in image_ids)
-    return [_held(db, cached, now) for cached in known if cached is not None]
+    return [_held(db, cached, now) for cached in queries.images_named(db, image_ids)]
 
 
 def _held(db: sqlite3.Connection, cached: CachedImage, now: datetime) -> Held:

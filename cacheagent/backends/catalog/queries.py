@@ -89,6 +89,12 @@ def images(db: sqlite3.Connection) -> list[CachedImage]:
     return [rows.to_image(row) for row in db.execute("SELECT * FROM images ORDER BY image_id")]
 
 
+def images_named(db: sqlite3.Connection, image_ids: Iterable[ImageId]) -> list[CachedImage]:
+    """Give these images, in this order, without those that are not known."""
+    found = (image(db, image_id) for image_id in image_ids)
+    return [each for each in found if each is not None]
+
+
 def images_of(db: sqlite3.Connection, base_id: BaseId) -> list[CachedImage]:
     """Give the images that stand for the base."""
     found = db.execute("SELECT * FROM images WHERE base_id = ? ORDER BY image_id", (base_id,))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.backends.catalog import Catalog, DiskIntent
+from cacheagent.backends.catalog import Around, Catalog, DiskIntent
 from cacheagent.backends.catalog.claims import Claim
 from cacheagent.errors import CatalogError, DiskNotFoundError, DiskTooSmallError
 from cacheagent.model import (
@@ -25,6 +25,7 @@ from cacheagent.model import (
     User,
     UserKind,
 )
+from cacheagent.policy.boot import KERNEL, RAMDISK
 from tests.fakes.values import (
     NOW,
     base,
@@ -236,6 +237,33 @@ async def test_what_was_proved_of_a_base_is_remembered(catalog: Catalog) -> None
     proved = replace(base(1), inspection_version=7, signatures=(signed,))
     await catalog.set_proved(replace(proved, size=5))
     assert await catalog.base(base_id(1)) == proved
+
+
+# --- what belongs to a disk --------------------------------------------------------------------
+
+
+async def test_a_disk_comes_with_what_belongs_to_it(catalog: Catalog) -> None:
+    """Its base, and other disks of its instance by their names; with these its image too."""
+    root, kernel = disk(disk_key(1), 1), disk(disk_key(1, "kernel"), None)
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    await catalog.adopt(disks=[root, disk(disk_key(2, "kernel"), None)])
+    assert await catalog.disk_around(disk_key(3), [KERNEL]) is None
+    found = await catalog.disk_around(root.key, [KERNEL, RAMDISK])
+    assert found == (root, Around(base=base(1), image=None, disks=()))
+    await catalog.adopt(disks=[kernel])
+    image = await catalog.image(image_id(1))
+    around = Around(base=base(1), image=image, disks=(kernel,))
+    assert await catalog.around(root, [RAMDISK, KERNEL]) == around
+    assert await catalog.around(root, []) == replace(around, image=None, disks=())
+    blank = disk(disk_key(1, "swap"), None)
+    assert await catalog.around(blank, [KERNEL]) == Around(base=None, image=None, disks=(kernel,))
+
+
+async def test_images_are_given_by_their_ids(catalog: Catalog) -> None:
+    """One that nobody knows is left out."""
+    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    found = await catalog.images_named([image_id(2), image_id(3)])
+    assert found == [await catalog.image(image_id(2))]
 
 
 # --- disks --------------------------------------------------------------------------------------
