@@ -13,7 +13,7 @@ from cacheagent.service.intent import pending
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 
     from cacheagent.model import (
         Base,
@@ -93,12 +93,11 @@ class Disks:
 
     async def instances(self) -> AsyncGenerator[tuple[InstanceId, Sequence[DiskView]], None]:
         """Give every instance with its disks, by id."""
-        bases = await self._bases()
+        bases: dict[BaseId | None, Base | None] = {}
         last = None
         while disks := await self._catalog.next_disks(last, _PAGE):
-            if any(disk.base_id not in bases for disk in disks):
-                # It came meanwhile, or is lost: then it is looked for once.
-                bases = {**dict.fromkeys(disk.base_id for disk in disks), **await self._bases()}
+            # Each is read once, were it lost.
+            bases |= await self._bases(disks, bases)
             images = await self._images(disks)
             for instance_id, own in groupby(disks, lambda disk: disk.key.instance_id):
                 last = instance_id
@@ -114,7 +113,7 @@ class Disks:
         disks = await self._catalog.disks_of_instance(instance_id)
         if not disks:
             raise InstanceNotFoundError(f"instance {instance_id} has no disks here")
-        return self._views(disks, await self._bases(), await self._images(disks))
+        return self._views(disks, await self._bases(disks), await self._images(disks))
 
     async def delete_instance(self, instance_id: InstanceId) -> None:
         """Remove all disks of the instance, those that are being created too."""
@@ -139,8 +138,15 @@ class Disks:
         boot = around.disks if may_boot(disk, around.base, around.image) else ()
         return self._shown(disk, around.base, boot)
 
-    async def _bases(self) -> dict[BaseId | None, Base | None]:
-        return {base.base_id: base for base in await self._catalog.bases()}
+    async def _bases(
+        self, disks: Sequence[Disk], known: Collection[BaseId | None] = ()
+    ) -> dict[BaseId | None, Base | None]:
+        """Give the bases of the disks beyond those that are known; None for one that is lost."""
+        new = {disk.base_id for disk in disks if disk.base_id is not None}.difference(known)
+        if not new:
+            return {}
+        found = await self._catalog.bases_named(new)
+        return {**dict.fromkeys(new), **{base.base_id: base for base in found}}
 
     async def _images(self, disks: Sequence[Disk]) -> dict[ImageId | None, CachedImage]:
         """Give the images of the disks, unless no kernel is among these."""

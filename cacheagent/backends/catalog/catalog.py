@@ -123,6 +123,10 @@ class Catalog:
         """Give all bases, by id."""
         return await self._db.read(queries.bases)
 
+    async def bases_named(self, base_ids: Collection[BaseId]) -> list[Base]:
+        """Give these bases; one that is unknown is left out."""
+        return await self._db.read(queries.bases_named, base_ids)
+
     async def set_base_state(self, base_id: BaseId, state: BaseState) -> None:
         """Set the state; INGESTING is none that a base can have and a ``CatalogError``."""
         await self._db.write(queries.set_base_state, base_id, state)

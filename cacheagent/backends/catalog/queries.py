@@ -154,6 +154,12 @@ def bases(db: sqlite3.Connection) -> list[Base]:
     return [rows.to_base(row) for row in db.execute("SELECT * FROM bases ORDER BY base_id")]
 
 
+def bases_named(db: sqlite3.Connection, base_ids: Iterable[BaseId]) -> list[Base]:
+    """Give these bases, in this order, without those that are not known."""
+    found = (base(db, base_id) for base_id in base_ids)
+    return [each for each in found if each is not None]
+
+
 def set_base_state(db: sqlite3.Connection, base_id: BaseId, state: BaseState) -> None:
     """Set the state of the base."""
     db.execute("UPDATE bases SET state = ? WHERE base_id = ?", (state, base_id))

@@ -259,11 +259,13 @@ async def test_a_disk_comes_with_what_belongs_to_it(catalog: Catalog) -> None:
     assert await catalog.around(blank, [KERNEL]) == Around(base=None, image=None, disks=(kernel,))
 
 
-async def test_images_are_given_by_their_ids(catalog: Catalog) -> None:
+async def test_images_and_bases_are_given_by_their_ids(catalog: Catalog) -> None:
     """One that nobody knows is left out."""
-    await catalog.publish(base(1), [glance_image(1), glance_image(2)], NOW)
+    for number in (1, 2):
+        await catalog.publish(base(number), [glance_image(number)], NOW)
     found = await catalog.images_named([image_id(2), image_id(3)])
     assert found == [await catalog.image(image_id(2))]
+    assert await catalog.bases_named([base_id(2), base_id(3)]) == [base(2)]
 
 
 # --- disks --------------------------------------------------------------------------------------
