@@ -117,15 +117,16 @@ class Creation:
 
     async def _begin(self, disk: Disk, spec: DiskSpec, caller: Caller) -> tuple[Disk, bool]:
         key = disk.key
-        self._wanted.refuse_another(key, spec)
-        if key not in self._wanted.specs:
-            async with self._locks.hold(key):
-                existing = await self._existing(key, spec)
-                if existing is not None and existing.state is DiskState.READY:
-                    return existing, False
-                await self._room.retrying(partial(self._catalog.begin_disk, disk))
-        if not self._wanted.promise(key, spec):
-            return disk, False
+        # Who asks for another one from here on is refused: its run would pass over this row.
+        with self._wanted.asked(key, spec) as first:
+            if first:
+                async with self._locks.hold(key):
+                    existing = await self._existing(key, spec)
+                    if existing is not None and existing.state is DiskState.READY:
+                        return existing, False
+                    await self._room.retrying(partial(self._catalog.begin_disk, disk))
+            if not self._wanted.promise(key, spec):
+                return disk, False
         self._background.start(self._finish(key, spec, caller), "creation of a disk")
         return disk, True
 

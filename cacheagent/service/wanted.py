@@ -44,18 +44,19 @@ class Wanted:
             raise conflict(pending(key, other, self._now()))
 
     @contextmanager
-    def asked(self, key: DiskKey, spec: DiskSpec) -> Iterator[None]:
-        """Ask for the disk for the body of a ``with``.
+    def asked(self, key: DiskKey, spec: DiskSpec) -> Iterator[bool]:
+        """Ask for the disk for the body of a ``with``; gives whether nobody wanted it before.
 
         Raises:
             DiskConflictError: it is wanted as something else.
 
         """
         self.refuse_another(key, spec)
+        first = key not in self._specs
         self._specs[key] = spec
         self._asking[key] += 1
         try:
-            yield
+            yield first
         finally:
             self._asking[key] -= 1
             self._settle(key)

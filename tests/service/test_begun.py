@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cacheagent.errors import ImageNotFoundError
+from cacheagent.errors import DiskConflictError, ImageNotFoundError
 from cacheagent.model import Caller, DiskSpec, DiskState, ImageId
 from tests.fakes.values import disk_key
 from tests.needs import require_programs
-from tests.service.rig import state_of
+from tests.service.rig import state_of, until
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY = disk_key(1)
 NOBODY = Caller()
+SMALL, LARGE = (DiskSpec(image_id=None, size=size << 20) for size in (1, 2))
 
 
 async def settled(rig: Rig) -> DiskState:
@@ -77,3 +78,56 @@ async def test_one_who_begins_what_is_just_failing_learns_that_it_failed(
     with pytest.raises(ImageNotFoundError):
         await failing
     assert (begun, await settled(rig)) == (True, DiskState.FAILED)
+
+
+async def test_another_request_that_goes_away_leaves_no_disk_on_its_way(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is begun is made, whoever asks for another one by its name and gives up."""
+    require_programs("qemu-img")
+    begin_disk = rig.parts.catalog.begin_disk
+    written, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow(disk: Disk, lease_id: str | None = None) -> DiskIntent:
+        intent = await begin_disk(disk, lease_id)
+        written.set()
+        await gate.wait()
+        return intent
+
+    monkeypatch.setattr(rig.parts.catalog, "begin_disk", slow)
+    begun = asyncio.create_task(rig.disks.begin(KEY, SMALL, NOBODY))
+    await written.wait()
+    other = asyncio.create_task(rig.disks.create(KEY, LARGE, NOBODY))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gate.set()
+    other.cancel()
+    await asyncio.wait({begun, other})
+    await until(lambda: not rig.creation.wanted())
+    assert await state_of(rig, KEY) is DiskState.READY
+    assert begun.result()[1]
+    assert isinstance(other.exception(), DiskConflictError)
+
+
+async def test_of_two_who_begin_one_learns_of_the_conflict(rig: Rig) -> None:
+    """Nobody is told that a disk is on its way while another one of its name is."""
+    require_programs("qemu-img")
+    begun, refused = await asyncio.gather(
+        *(rig.disks.begin(KEY, spec, NOBODY) for spec in (SMALL, LARGE)), return_exceptions=True
+    )
+    assert isinstance(begun, tuple)
+    assert begun[1]
+    assert isinstance(refused, DiskConflictError)
+    assert await settled(rig) is DiskState.READY
+    assert (await rig.disks.show(KEY)).disk.spec == SMALL
+
+
+async def test_two_who_begin_the_same_get_one_disk(rig: Rig) -> None:
+    """Both are told that it is on its way, and one of them that it was begun for him."""
+    require_programs("qemu-img")
+    both = await asyncio.gather(*(rig.disks.begin(KEY, SMALL, NOBODY) for _ in range(2)))
+    assert sorted(begun for _, begun in both) == [False, True]
+    assert {view.disk.state for view, _ in both} == {DiskState.PENDING}
+    await until(lambda: not rig.creation.wanted())
+    assert await state_of(rig, KEY) is DiskState.READY
+    assert await rig.disks.begin(KEY, SMALL, NOBODY) == (await rig.disks.show(KEY), False)

@@ -23,8 +23,8 @@ def test_the_name_is_free_when_the_last_one_has_gone() -> None:
     """A caller and its run may end in either order, and the next caller come in between."""
     disks = wanted()
     caller, run, late = (disks.asked(KEY, SMALL) for _ in range(3))
-    caller.__enter__()
-    run.__enter__()
+    assert caller.__enter__()
+    assert not run.__enter__()
     caller.__exit__(None, None, None)
     late.__enter__()
     run.__exit__(None, None, None)
