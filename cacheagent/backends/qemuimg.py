@@ -31,7 +31,12 @@ _PERCENT = re.compile(rb"\((\d{1,3}(?:\.\d+)?)/100%\)")
 _VERSION = re.compile(r"version (\S+)")
 _LONGEST_PERCENT = len(b"(100.00/100%)")
 # Its complaints name files: a word alone may be that of a folder.
-_NOT_THIS_WAY = re.compile(r"support O_DIRECT|Invalid argument|(native|linux) AIO|aio=native")
+_NOT_THIS_WAY = re.compile(
+    r"(support|working) O_DIRECT|Invalid argument|(native|linux) AIO|aio=native"
+)
+# Where direct I/O is what fails to open a file, QEMU says so in other words (since 5.2).
+_NOT_THIS_IMAGE = re.compile(r"^qemu-img: Could not open .*: Invalid argument$", re.MULTILINE)
+_NOT_READ = re.compile(r"^qemu-img: error while reading .*: Invalid argument$", re.MULTILINE)
 
 _CONSEQUENCE = "qemu-img: Error when deleting file "
 
@@ -168,13 +173,12 @@ class QemuImg:
             limits=self._limits(longest_file(max_bytes, target_format), converted=max_bytes),
             on_stdout=ProgressReader(on_progress).feed,
         )
-        best, *others = ways(target_format)
-        if best.native:
+        way, *others = ways(target_format)
+        if way.native:
             await self.create(target, target_format, size=max_bytes, options="")
-        completed = await run([self._settings.binary, *words(coroutines=coroutines, way=best)])
-        for way in others:
-            if not _is_for_another_way(completed):
-                break
+        completed = await run([self._settings.binary, *words(coroutines=coroutines, way=way)])
+        while left := _left(others, completed):
+            way, *others = left
             completed = await run([self._settings.binary, *words(coroutines=coroutines, way=way)])
         if completed.returncode != 0:
             raise _error("convert", completed)
@@ -356,11 +360,17 @@ def _name(path: Path) -> str:
     return str(path)
 
 
-def _is_for_another_way(completed: Completed) -> bool:
-    """Tell whether a conversion failed by how it reads and writes, not by what."""
+def _left(others: Sequence[Way], completed: Completed) -> Sequence[Way]:
+    """Give the ways to convert that are left, unless it failed by what it reads, not by how."""
     if completed.returncode == 0 or completed.no_space or completed.at_limit:
-        return False
-    return _NOT_THIS_WAY.search(completed.stderr) is not None
+        return ()
+    if _NOT_THIS_IMAGE.search(completed.stderr):
+        return ()
+    if _NOT_READ.search(completed.stderr):
+        # The image may be broken. Out of the page cache, the last way, that is sure; until then
+        # the ways differ in how they write.
+        return others[-1:]
+    return others if _NOT_THIS_WAY.search(completed.stderr) else ()
 
 
 def _error(command: str, completed: Completed) -> QemuImgError:

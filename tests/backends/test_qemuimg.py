@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -331,7 +332,10 @@ async def test_each_status_of_a_check_has_a_meaning(
             ["aio=native was specified, but is not supported in this build.", "Invalid argument"],
             ["native", "none", "writeback"],
         ),
-        (["file system may not support O_DIRECT"] * 2, ["native", "none", "writeback"]),
+        (["filesystem does not support O_DIRECT"] * 2, ["native", "none", "writeback"]),
+        (["Could not find working O_DIRECT alignment"] * 2, ["native", "none", "writeback"]),
+        (["qemu-img: error while writing at byte 0: Invalid argument"], ["native", "none"]),
+        (["qemu-img: error while reading at byte 0: Invalid argument"], ["native", "writeback"]),
     ],
 )
 async def test_what_a_host_lacks_costs_another_try_and_not_the_conversion(
@@ -371,6 +375,7 @@ async def test_a_conversion_knows_any_name_and_what_was_there_before_is_gone(
         "qemu-img: error while writing at byte 0: No space left on device",
         "qemu-img: Could not open '/AIO/a': Image is corrupt",
         "qemu-img: /a: file may not support O_DIRECT: No space left on device",
+        "qemu-img: Could not open '/a': Could not open '/a': Invalid argument",
     ],
 )
 async def test_what_no_other_way_would_mend_is_told_at_once(
@@ -386,6 +391,37 @@ async def test_what_no_other_way_would_mend_is_told_at_once(
             Path("/AIO/a"), "qcow2", Path("/b"), DiskFormat.RAW, max_bytes=MIB, on_progress=ignore
         )
     assert log.read_text().split() == ["x"]
+
+
+async def test_a_broken_image_that_reads_as_a_wrong_way_is_told_out_of_the_page_cache(
+    stand_in: Callable[[str], QemuImg], tmp_path: Path
+) -> None:
+    """A compressed grain of a VMDK that is none fails as direct I/O would: once more, and told."""
+    require_programs("qemu-img")
+    source, log = tmp_path / "source", tmp_path / "log"
+    images.made_by_qemu(source, "vmdk", "subformat=streamOptimized", CONTENT)
+    with source.open("r+b") as file:
+        # The header names the sector of the first grain; a length stands behind its place.
+        file.seek(64)
+        (first,) = struct.unpack("<Q", file.read(8))
+        file.seek(first * 512 + 8)
+        file.write(b"\xff" * 4)
+    told = tmp_path / "told"
+    qemu = stand_in(
+        f'qemu-img "$@" 2> {told}; status=$?; cat {told} >&2\n'
+        f'! grep -q reading {told} || echo "$7" >> {log}; exit $status'
+    )
+    with pytest.raises(QemuImgError, match="error while reading at byte 0"):
+        await qemu.convert(
+            source,
+            "vmdk",
+            tmp_path / "target",
+            DiskFormat.RAW,
+            max_bytes=len(CONTENT),
+            on_progress=ignore,
+        )
+    # Where the file system has no direct I/O, it is not read that way at all.
+    assert log.read_text().split() in (["none", "writeback"], ["writeback"])
 
 
 async def test_a_full_file_system_is_told_from_other_failures(
