@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from oslo_utils.imageutils import format_inspector
 
 from cacheagent.policy.admission import Failure, Found
-from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, examine
+from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, examine, formats_of_start, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,8 @@ class Inspection:
     """The inspection of one image, fed its bytes from the first to the last.
 
     Pure computing without I/O, for a worker thread; not to be fed by two threads at once. Holds
-    at most some MiB, however long the image is.
+    at most some MiB, however long the image is; behind the first MiB, of plain data and of qcow2
+    with clusters of 64 KiB, no more than some hundred KiB, where the pieces end at a MiB.
     """
 
     def __init__(self) -> None:
@@ -81,12 +82,12 @@ class Inspection:
         formats, failures, sizes = set(seen.formats), list(seen.failures), [seen.virtual_size]
         for name, inspector in self._inspectors.items():
             inspector.finish()
-            if not (name in seen.formats or _matches(inspector)):
-                continue
-            formats.add(name)
-            failures += self._examine(name, inspector)
-            if name in _SIZED:
-                sizes.append(_virtual_size(inspector))
+            if name in seen.formats or _matches(inspector):
+                formats.add(name)
+                failures += self._examine(name, inspector)
+                if name in _SIZED:
+                    sizes.append(_virtual_size(inspector))
+            _empty(inspector)
         if not formats & _SIZED:
             sizes.append(self._length)
         elif max(sizes) <= 0:
@@ -108,8 +109,9 @@ class Inspection:
             self._pending.clear()
 
     def _eat(self, piece: bytes | memoryview) -> None:
-        if not self._length:
-            self._head = bytes(piece[:HEAD_LENGTH])
+        if is_first := not self._length:
+            head = bytes(piece)
+            self._head = head[: wanted(head)]
         self._length += len(piece)
         self._tail = (self._tail + bytes(piece[-TAIL_LENGTH:]))[-TAIL_LENGTH:]
         for name, inspector in self._inspectors.items():
@@ -119,6 +121,19 @@ class Inspection:
                 inspector.eat_chunk(cast("bytes", piece))  # it slices and adds only
             except Exception as error:  # noqa: BLE001 - to raise is how an inspector says "not mine"
                 self._gone_wrong[name] = str(error)
+        if is_first:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Feed those no more that have all they asked for, and know it is not their format.
+
+        Some keep a MiB of what they saw.
+        """
+        spoken_of = formats_of_start(self._head)
+        for name, inspector in list(self._inspectors.items()):
+            is_done = name in self._gone_wrong or inspector.complete
+            if is_done and name not in spoken_of and not _matches(inspector):
+                _empty(self._inspectors.pop(name))
 
     def _examine(self, name: str, inspector: format_inspector.FileInspector) -> Iterator[Failure]:
         if name in self._gone_wrong:
@@ -137,6 +152,12 @@ class Inspection:
                 yield Failure(name, rule.replace("_", "-"), str(violation))
         except Exception as error:  # noqa: BLE001 - whatever breaks a check, the image caused it
             yield Failure(name, "inspector-failed", repr(error))
+
+
+def _empty(inspector: format_inspector.FileInspector) -> None:
+    """Take from an inspector what it has seen: its checks refer to it, so that it stays a while."""
+    for region in inspector.context_info:
+        inspector.delete_region(region)
 
 
 def _matches(inspector: format_inspector.FileInspector) -> bool:

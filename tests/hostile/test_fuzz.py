@@ -16,6 +16,7 @@ from cacheagent.backends.inspect import Inspection
 from cacheagent.backends.qcow2 import OverlayScanner, bases_named, file_names, read_header
 from cacheagent.errors import ImageUnacceptableError, NotQcow2Error
 from cacheagent.model import GlanceImage, ImageId
+from cacheagent.policy import headers
 from cacheagent.policy.admission import BaseFormat, ImageRules, SourceFormat, admit_content
 from tests.fakes import images
 from tests.fakes.values import base_id
@@ -47,6 +48,9 @@ RULES = ImageRules(
 )
 MOST_MEMORY = 24 << 20
 """Bytes that an inspection may hold at worst: some pieces of 1 MiB for each inspector."""
+
+MOST_KEPT = 256 << 10
+"""Bytes that it may hold of an image whose beginning has shown what it is."""
 
 FUZZ = settings(
     deadline=None,
@@ -112,6 +116,20 @@ def test_a_bent_image_is_admitted_as_what_it_is_called_or_refused(
     assert found is None or found.value == expected
 
 
+@pytest.mark.parametrize("kind", GOOD)
+@settings(FUZZ, max_examples=60)
+@given(patches=_PATCHES, end=_ENDS)
+def test_what_is_kept_of_the_beginning_is_judged_as_all_of_it(
+    kind: str, patches: list[tuple[int, bytes]], end: int | None
+) -> None:
+    """No rule looks at what the inspection does not keep."""
+    content = mutated(GOOD[kind][1](), patches, end)
+    head, tail = content[: headers.HEAD_LENGTH], content[-headers.TAIL_LENGTH :]
+    kept = head[: headers.wanted(head)]
+    whole = headers.examine(head, tail, len(content))
+    assert headers.examine(kept, tail, len(content)) == whole
+
+
 @settings(FUZZ, max_examples=150)
 @given(
     disk_format=st.sampled_from(["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "ami"]),
@@ -138,6 +156,28 @@ def test_an_inspection_holds_little_however_large_the_tables_claim_to_be(row: Ro
         assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["raw", "iso", "qcow2"])
+def test_an_inspection_keeps_little_behind_the_beginning(kind: str) -> None:
+    """Many large images that come at once cost no MiB each, nor when they have come."""
+    content = GOOD[kind][1]().ljust(4 << 20, b"\1")
+    number = 4
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        inspections = [Inspection() for _ in range(number)]
+        for each in inspections:
+            each.feed(content)
+        during, _ = tracemalloc.get_traced_memory()
+        for each in inspections:
+            each.finish()
+        inspections.clear()
+        afterwards, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert during - before < number * MOST_KEPT
+    assert afterwards - before < number * MOST_KEPT
 
 
 _HEADERS = st.one_of(

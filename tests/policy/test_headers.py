@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, Seen, examine
+from cacheagent.policy.headers import HEAD_LENGTH, TAIL_LENGTH, Seen, examine, wanted
 from tests.fakes import images
 
 
@@ -225,3 +225,32 @@ def test_no_bytes_make_it_fail(start: bytes, rest: bytes) -> None:
     result = seen(start + rest)
     assert result.virtual_size >= 0
     assert {failure.format for failure in result.failures} <= result.formats
+
+
+@pytest.mark.parametrize(
+    ("length", "head"),
+    [
+        (64 << 10, b""),
+        (64 << 10, b"QFI\xfb"),
+        (64 << 10, images.qcow2()),
+        (64 << 10, images.qcow2(cluster_bits=9)),
+        (64 << 10, images.qcow2(cluster_bits=40)),
+        (2 << 20, images.qcow2(cluster_bits=21)),
+        (HEAD_LENGTH, images.vmdk_descriptor()),
+        (HEAD_LENGTH, images.vhd_footer(1 << 20)),
+    ],
+)
+def test_of_most_images_only_the_very_beginning_is_wanted(length: int, head: bytes) -> None:
+    """A MiB of each that comes would be a lot: it is for formats whose tables may lie there."""
+    assert wanted(head) == length
+
+
+def test_an_extension_at_the_end_of_the_first_cluster_is_within_what_is_wanted() -> None:
+    """However large its clusters are, a qcow2 cannot hide an extension behind what is kept."""
+    header = images.qcow2(cluster_bits=19)[:104]
+    filler = struct.pack(">II", 1, (1 << 19) - 104 - 8 - 16) + bytes((1 << 19) - 104 - 8 - 16)
+    head = (header + filler + struct.pack(">II", 0x44415441, 8) + bytes(8)).ljust(
+        HEAD_LENGTH, b"\0"
+    )
+    kept = head[: wanted(head)]
+    assert "data-file" in {failure.rule for failure in examine(kept, b"", 1 << 30).failures}

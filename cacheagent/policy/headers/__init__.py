@@ -20,6 +20,9 @@ HEAD_LENGTH: Final = 1 << 20
 TAIL_LENGTH: Final = 1536
 """Bytes of the end that ``examine`` wants: the last three sectors, a VMDK's footer."""
 
+_START_LENGTH: Final = 64 << 10
+"""Bytes of the beginning that tell the format; most formats have no header beyond them."""
+
 _MAGICS: Final = (
     (b"QFI\xfb", "qcow2"),
     (b"KDMV", "vmdk"),
@@ -46,12 +49,31 @@ class Seen:
     virtual_size: int
 
 
+def formats_of_start(head: bytes) -> frozenset[str]:
+    """Give the formats that a file speaks of with its first bytes, none for plain data."""
+    formats = {name for magic, name in _MAGICS if head.startswith(magic)}
+    if _is_text_descriptor(head):
+        formats.add("vmdk")
+    if vdi.is_vdi(head):
+        formats.add("vdi")
+    return frozenset(formats)
+
+
+def wanted(head: bytes) -> int:
+    """Tell how many of its first bytes ``examine`` looks at; the rest need not be kept for it."""
+    formats = formats_of_start(head)
+    # Their tables, and the text of a descriptor, may lie anywhere in there.
+    if not formats.isdisjoint({"vmdk", "vhd"}):
+        return HEAD_LENGTH
+    return max(_START_LENGTH, qcow2.wanted(head) if "qcow2" in formats else 0)
+
+
 def examine(head: bytes, tail: bytes, length: int) -> Seen:
     """Look at the first ``HEAD_LENGTH`` and the last ``TAIL_LENGTH`` of ``length`` bytes.
 
     Never raises for whatever the bytes are.
     """
-    formats = {name for magic, name in _MAGICS if head.startswith(magic)}
+    formats = set(formats_of_start(head))
     failures: list[Failure] = []
     virtual_size = 0
     if "qcow2" in formats:
@@ -60,10 +82,8 @@ def examine(head: bytes, tail: bytes, length: int) -> Seen:
         failures += vmdk.broken_rules(head, tail, length)
         virtual_size = vmdk.footer_size(head, tail)
     if _is_text_descriptor(head):
-        formats.add("vmdk")
         failures.append(Failure("vmdk", "text-descriptor", "it only names other files"))
-    if vdi.is_vdi(head):
-        formats.add("vdi")
+    if "vdi" in formats:
         failures += vdi.broken_rules(head, length)
     if "vhd" in formats:
         failures += vhd.broken_rules(head, length)
@@ -77,5 +97,5 @@ def examine(head: bytes, tail: bytes, length: int) -> Seen:
 
 def _is_text_descriptor(head: bytes) -> bool:
     # NUL bytes behind the text hide it from oslo.utils, while QEMU opens the files it names.
-    start = head[:65536].lstrip(b" \t\r\n")
+    start = head[:_START_LENGTH].lstrip(b" \t\r\n")
     return bool(_DESCRIPTOR_COMMENT.match(start) or _VERSION_LINE.match(start))

@@ -52,6 +52,14 @@ class _Table:
     longest: int
 
 
+def wanted(head: bytes) -> int:
+    """Tell how many of its first bytes ``broken_rules`` looks at: extensions fill a cluster."""
+    if len(head) < _HEADER.size:
+        return _HEADER.size
+    cluster_bits: int = _HEADER.unpack_from(head)[4]
+    return 1 << cluster_bits if cluster_bits in _CLUSTER_BITS else _HEADER_3_LENGTH + 1
+
+
 def broken_rules(head: bytes, length: int) -> Iterator[Failure]:
     """Give each rule that the header breaks, of a file that is ``length`` bytes long."""
     if len(head) < _HEADER.size:
