@@ -196,7 +196,9 @@ async def _listen_for_metrics(
         return []
     app = create_metrics_app(agent.status, agent.metrics)
     # A server of its own: whoever floods the API does not hide it from who watches.
-    server = await HttpServer.start(app, Bounds(connections=_SCRAPERS), agent.metrics)
+    server = await HttpServer.start(
+        app, Bounds(connections=_SCRAPERS), agent.metrics, agent.precedence
+    )
     stack.push_async_callback(server.close)
     await listen.listen_tcp(server, config.metrics.listen, "metrics.listen")
     return listen.addresses(server)
@@ -214,7 +216,7 @@ async def _listen(stack: contextlib.AsyncExitStack, live: Live, agent: Agent) ->
         bearers=credentials.bearers,
         rates=_rates(api),
     )
-    server = await HttpServer.start(app, _bounds(api), agent.metrics)
+    server = await HttpServer.start(app, _bounds(api), agent.metrics, agent.precedence)
     stack.push_async_callback(server.close)
     passed = [one for named in passed_sockets(os.environ).values() for one in named]
     for listener in passed:

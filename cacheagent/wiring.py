@@ -56,6 +56,7 @@ from cacheagent.service.use import Use
 from cacheagent.service.verify import Verify
 from cacheagent.service.watch import Hooks, Watch
 from cacheagent.service.watched import Watched
+from cacheagent.sync.precedence import Precedence
 from cacheagent.sync.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Agent:
     loops: tuple[Loop, ...]
     metrics: Metrics
     events: Events
+    precedence: Precedence
 
 
 def wire(parts: Parts) -> Agent:
@@ -146,6 +148,7 @@ def wire(parts: Parts) -> Agent:
         ),
         metrics=parts.metrics,
         events=parts.events,
+        precedence=parts.precedence,
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cacheagent.api.peer import Peer
     from cacheagent.configtypes import HostPort
     from cacheagent.metrics import Metrics
+    from cacheagent.sync.precedence import Precedence, Turn
 
 MAX_LINE = 8190
 """Bytes of a request line, and of a header: longer ones are no HTTP to us, and answered by 400."""
@@ -55,9 +56,42 @@ async def _name(_request: web.Request, response: web.StreamResponse) -> None:
 
 
 class _Requests(web.RequestHandler):
-    """Reads the requests of one connection; what is no HTTP it answers itself."""
+    """Reads the requests of one connection; what is no HTTP it answers itself.
 
-    __slots__ = ()
+    From its first byte to its answer a request goes before downloads.
+    """
+
+    __slots__ = ("_precedence", "_turn")
+
+    def __init__(self, server: web.Server, precedence: Precedence, **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own
+        super().__init__(server, **options)
+        self._precedence = precedence
+        self._turn: Turn | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came."""
+        if self._turn is None:
+            self._turn = self._precedence.begin()
+        super().data_received(data)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer."""
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._rest()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Nobody waits any more."""
+        self._rest()
+        super().connection_lost(exc)
+
+    def _rest(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
 
     def handle_error(
         self,
@@ -92,8 +126,11 @@ class Bounds:
 class HttpServer:
     """An application, and the sockets over which it is reached."""
 
-    def __init__(self, runner: web.AppRunner, bounds: Bounds, metrics: Metrics) -> None:
+    def __init__(
+        self, runner: web.AppRunner, bounds: Bounds, metrics: Metrics, precedence: Precedence
+    ) -> None:
         """Take a runner that is set up; ``start`` does that."""
+        self._precedence = precedence
         self._runner = runner
         self._bounds = bounds
         self._metrics = metrics
@@ -107,12 +144,14 @@ class HttpServer:
         self._sweeping = asyncio.ensure_future(self._sweep())
 
     @classmethod
-    async def start(cls, app: web.Application, bounds: Bounds, metrics: Metrics) -> Self:
+    async def start(
+        cls, app: web.Application, bounds: Bounds, metrics: Metrics, precedence: Precedence
+    ) -> Self:
         """Make an application ready to be reached; whoever goes away cancels what was asked for."""
         app.on_response_prepare.append(_name)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
-        return cls(runner, bounds, metrics)
+        return cls(runner, bounds, metrics, precedence)
 
     async def listen(
         self, where: socket.socket | HostPort, tls: Callable[[], ssl.SSLContext | None]
@@ -203,7 +242,8 @@ class HttpServer:
             # What a body would grow to is nobody's business: an encoded one is refused.
             "auto_decompress": False,
         }
-        return _Requests(server, loop=asyncio.get_running_loop(), **options)
+        loop = asyncio.get_running_loop()
+        return _Requests(server, self._precedence, loop=loop, **options)
 
     async def _sweep(self) -> None:
         """Look again and again who does not read; tell of refusals together, not one by one."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
-from cacheagent.model import Base, CacheResult, Disk, DiskMode, DiskState, Standing
+from cacheagent.model import Base, CacheResult, Disk, DiskState, Standing
 from cacheagent.policy.boot import is_ami
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
 from cacheagent.service.boot import Boot
@@ -25,7 +24,7 @@ from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from cacheagent.backends.store import Template
@@ -64,7 +63,6 @@ class Creation:
         self._background = parts.background
         self._room = parts.room
         self._disk_room = parts.disk_room
-        self._precedence = parts.precedence
         self._seconds = parts.metrics.disk_create_seconds
         self._saved = parts.metrics.bytes_saved_total
         self._events = parts.events
@@ -199,8 +197,7 @@ class Creation:
     async def _run_alone(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         async with self._locks.hold(key):
             try:
-                with self._precedence.short():
-                    claimed, disk = await self._claim(key, spec)
+                claimed, disk = await self._claim(key, spec)
                 if disk is not None and disk.state is DiskState.READY:
                     await self._boot.bring_again(key, spec, caller)
                     return Created(disk=disk, base=None, anew=False, alone=False)
@@ -293,7 +290,7 @@ class Creation:
         await self._boot.bring(key, None if ensured is None else ensured.image, caller)
         base = None if ensured is None else ensured.base
         try:
-            with self._seconds.labels(mode=spec.mode).time(), self._precedence_of(spec):
+            with self._seconds.labels(mode=spec.mode).time():
                 made = await self._disk_room.retrying(lambda: self._make(disk, spec, base))
         except BaseGoneError:
             # It was not what it was, or somebody took it away. It comes anew.
@@ -302,10 +299,6 @@ class Creation:
             self._saved.inc(ensured.base.size)
         alone = ensured is None or not is_ami(ensured.image)
         return Created(disk=made, base=base, anew=True, alone=alone)
-
-    def _precedence_of(self, spec: DiskSpec) -> AbstractContextManager[None]:
-        """Let an overlay go before downloads; a copy takes long itself."""
-        return self._precedence.short() if spec.mode is DiskMode.OVERLAY else nullcontext()
 
     async def _make(self, disk: Disk, spec: DiskSpec, base: Base | None) -> Disk:
         template = await self._making.prepare(disk.key, spec, disk.virtual_size, base)

@@ -42,7 +42,6 @@ class Disks:
         self._catalog = parts.catalog
         self._now = parts.now
         self._layout = parts.store.layout
-        self._precedence = parts.precedence
         self._access = access
         self._creation = creation
 
@@ -58,8 +57,7 @@ class Disks:
         made = await self._creation.create(key, spec, caller)
         if made.alone:
             return self._shown(made.disk, made.base), made.anew
-        with self._precedence.short():
-            return await self._view(made.disk), made.anew
+        return await self._view(made.disk), made.anew
 
     async def begin(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> tuple[DiskView, bool]:
         """Start to create the disk; it is ``pending`` in the answer unless it is there already.

@@ -154,7 +154,7 @@ class Ingest:
         whole = admission.conversion_room(source_format, unpacked.found.virtual_size, rules)
         rules = admission.as_inspected(rules, unpacked.found.virtual_size)
         async with self._room.conversion(max(whole - foreseen, 0)) as more:
-            path, disk_format = await self._shape(
+            path, disk_format, size = await self._shape(
                 image,
                 unpacked.path,
                 source_format,
@@ -162,7 +162,7 @@ class Ingest:
                 rules,
                 lambda left: room.still(more.still(left)),
             )
-        return Made(path, await self._describe(image, proven, source_name, path, disk_format))
+        return Made(path, self._describe(image, proven, source_name, disk_format, size))
 
     async def _fitting(
         self, rules: ImageRules, image: GlanceImage, base_id: BaseId, source_name: str
@@ -191,7 +191,7 @@ class Ingest:
         signed: SignatureCheck | None,
     ) -> Proven:
         """Fill the part; bytes left by an earlier try get one chance to be the right ones."""
-        async with self._store.part(image) as part:
+        async with self._store.part(image, self._precedence.give_way_in_thread) as part:
             left_over = part.present
             try:
                 return await self._fill(part, image, caller, meter, room, signed)
@@ -219,7 +219,7 @@ class Ingest:
             room.spent(length)
             meter.reach(part.present)
 
-        with Proof.open(image, signed) as proof:
+        with Proof.open(image, signed, self._precedence.give_way_in_thread) as proof:
             await part.read_present(proof.feed)
             meter.enter(IngestPhase.DOWNLOADING, part.size, part.present)
             pipeline = Pipeline(part, proof, self._blocks, self._precedence, on_block)
@@ -241,8 +241,10 @@ class Ingest:
         meter: Meter,
         rules: ImageRules,
         still: Callable[[int], object],
-    ) -> tuple[Path, DiskFormat]:
-        """Give the file that becomes the base, and its format; convert where the rules say so.
+    ) -> tuple[Path, DiskFormat, int]:
+        """Give the file that becomes the base, its format and its virtual size in bytes.
+
+        It is converted where the rules say so.
 
         ``still`` is told how many bytes the conversion may write yet.
         """
@@ -255,9 +257,9 @@ class Ingest:
         target_format = admission.target_format(source_format, rules)
         try:
             opened = await look_again(self._qemu, part, source_format, rules)
-            if not admission.needs_conversion(source_format, rules):
-                return part, target_format
             size = opened.virtual_size
+            if not admission.needs_conversion(source_format, rules):
+                return part, target_format, size
             target = self._store.layout.conversion(image.image_id, target_format)
             await self._store.remove([target])
             meter.enter(IngestPhase.CONVERTING, size)
@@ -276,26 +278,25 @@ class Ingest:
                 raise
             reason = "limits" if error.at_limit else "conversion"
             raise ImageUnacceptableError(reason, str(error)) from error
-        return target, target_format
+        return target, target_format, size
 
-    async def _describe(
+    def _describe(
         self,
         image: GlanceImage,
         proven: Proven,
         source_name: str,
-        path: Path,
         disk_format: DiskFormat,
+        virtual_size: int,
     ) -> Manifest:
         """Write down what the file is, now that it is all there."""
         now = self._now()
-        info = await self._qemu.info(path, disk_format)
         base = Base(
             base_id=proven.digest.base_id,
             state=BaseState.READY,
             format=disk_format,
             source_format=source_name,
             size=image.size or 0,
-            virtual_size=whole_sectors(info.virtual_size),
+            virtual_size=whole_sectors(virtual_size),
             allocated=0,
             inspection_version=self._inspection_version,
             fetched_at=now,

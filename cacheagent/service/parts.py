@@ -32,7 +32,7 @@ class Parts:
     gives monotonic seconds, ``now()`` the time in UTC. ``room`` is that of the bases,
     ``disk_room`` that of the disks: the same one where both lie on one file system. ``barbican``
     is None without Keystone. ``inspection_version`` is that of the rules which look at images now.
-    A disk from a base that is here has ``precedence`` over downloads.
+    A request has ``precedence`` over downloads.
     """
 
     catalog: Catalog

@@ -46,7 +46,7 @@ class Pipeline:
         self._under_way: deque[asyncio.Future[_Outcome]] = deque()
 
     async def room(self) -> memoryview:
-        """Give the memory that the next piece is to begin in, once no disk is about to be made."""
+        """Give the memory that the next piece is to begin in, once no request goes first."""
         await self._precedence.give_way()
         if self._filling is None:
             while len(self._under_way) >= AT_ONCE - 1:

@@ -15,11 +15,14 @@ from cacheagent.policy.admission import Found
 from cacheagent.sync.modest import modest_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from cacheagent.backends.signing import SignatureCheck
     from cacheagent.model import GlanceImage
+
+SLICE = 256 << 10
+"""Bytes that are hashed, some tenths of a millisecond, between two looks at who goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,16 @@ class Follower:
 
     Where Glance has a strong digest, that is checked and names the base. Else its MD5 is checked,
     which protects from accidents only, and a SHA-256 of our own names the base. Each digest is
-    computed once, whatever it is for: a signature is made over one, too.
+    computed once, whatever it is for: a signature is made over one, too. ``give_way`` is called
+    again and again, and returns when it may go on.
     """
 
-    def __init__(self, image: GlanceImage, signed: SignatureCheck | None = None) -> None:
+    def __init__(
+        self,
+        image: GlanceImage,
+        signed: SignatureCheck | None = None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         named = image.digest
         self._expected = named or Digest("md5", image.checksum or "")
         self._name_by = named.algorithm if named else "sha256"
@@ -52,11 +61,14 @@ class Follower:
             wanted.add(signed.algorithm)
         self._hashers = {each: hashlib.new(each, usedforsecurity=False) for each in sorted(wanted)}
         self._inspection = Inspection()
+        self._give_way = give_way
 
     def feed(self, data: memoryview) -> None:
         """Take the next bytes; the buffer is free again afterwards."""
-        for hasher in self._hashers.values():
-            hasher.update(data)
+        for start in range(0, len(data), SLICE):
+            self._give_way()
+            for hasher in self._hashers.values():
+                hasher.update(data[start : start + SLICE])
         self._inspection.feed(data)
 
     def finish(self) -> Proven:
@@ -87,11 +99,16 @@ class Proof:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, image: GlanceImage, signed: SignatureCheck | None = None) -> Iterator[Self]:
-        """Give a proof that has seen nothing yet."""
+    def open(
+        cls,
+        image: GlanceImage,
+        signed: SignatureCheck | None = None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> Iterator[Self]:
+        """Give a proof that has seen nothing yet; see ``Follower``."""
         thread = modest_thread("proof")
         try:
-            yield cls(Follower(image, signed), thread)
+            yield cls(Follower(image, signed, give_way), thread)
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
 

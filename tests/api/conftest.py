@@ -13,6 +13,7 @@ from cacheagent.api.app import create_app
 from cacheagent.api.server import Bounds, HttpServer
 from cacheagent.configtypes import HostPort
 from cacheagent.metrics import Metrics
+from cacheagent.sync.precedence import Precedence
 from tests.api.answers import check
 from tests.fakes.services import FakeServices
 
@@ -45,10 +46,13 @@ class Serve(Protocol):
 
 @asynccontextmanager
 async def served(
-    app: web.Application, bounds: Bounds = ROOMY, metrics: Metrics | None = None
+    app: web.Application,
+    bounds: Bounds = ROOMY,
+    metrics: Metrics | None = None,
+    precedence: Precedence | None = None,
 ) -> AsyncIterator[str]:
     """Serve ``app`` on loopback, and give its URL."""
-    server = await HttpServer.start(app, bounds, metrics or Metrics())
+    server = await HttpServer.start(app, bounds, metrics or Metrics(), precedence or Precedence())
     try:
         port = await listen.listen_tcp(server, HostPort("127.0.0.1", 0), "api.listen")
         yield f"http://127.0.0.1:{port}"

@@ -23,6 +23,7 @@ from cacheagent.config import ApiConfig
 from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
 from cacheagent.metrics import Metrics
+from cacheagent.sync.precedence import Precedence
 from tests.fakes.certificate import write_certificate
 from tests.fakes.services import INSTANCE, FakeServices
 
@@ -37,7 +38,9 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 -- it is bound, and nobody listens
 @pytest.fixture
 async def server() -> AsyncIterator[HttpServer]:
     """Give an application that knows no path."""
-    started = await HttpServer.start(web.Application(), Bounds(connections=16), Metrics())
+    started = await HttpServer.start(
+        web.Application(), Bounds(connections=16), Metrics(), Precedence()
+    )
     yield started
     await started.close()
 
@@ -94,7 +97,7 @@ async def port() -> AsyncIterator[int]:
     """Serve the API to those who know its bearer token, and give the port."""
     digests = frozenset({hashlib.sha256(BEARER).digest()})
     app = create_app(FakeServices().bundle, Metrics(), bearers=lambda: digests)
-    server = await HttpServer.start(app, Bounds(connections=16), Metrics())
+    server = await HttpServer.start(app, Bounds(connections=16), Metrics(), Precedence())
     yield await listen.listen_tcp(server, HostPort("127.0.0.1", 0), "api.listen")
     await server.close()
 

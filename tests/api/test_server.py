@@ -22,6 +22,7 @@ from cacheagent.config import ApiConfig
 from cacheagent.configtypes import HostPort
 from cacheagent.errors import ConfigError
 from cacheagent.service.events import EventKind
+from cacheagent.sync.precedence import Precedence
 from tests.api.conftest import served
 from tests.fakes.certificate import write_certificate
 from tests.service.rig import until
@@ -50,7 +51,7 @@ async def both_ways(
     app: web.Application, tmp_path: Path, bounds: Bounds, metrics: Metrics
 ) -> AsyncIterator[dict[str, str | int]]:
     """Serve ``app`` on a Unix socket and on TCP; give the path and the port."""
-    server = await HttpServer.start(app, bounds, metrics)
+    server = await HttpServer.start(app, bounds, metrics, Precedence())
     try:
         path = tmp_path / "api.sock"
         await listen.listen_unix(server, ApiConfig(socket=path))
@@ -268,7 +269,9 @@ async def test_who_reads_slowly_what_never_ends_is_not_dropped(
     metrics: Metrics, *, reads: bool
 ) -> None:
     """A buffer that is filled again between two looks is read from all the same."""
-    server = await HttpServer.start(web.Application(), Bounds(connections=16, unread=3), metrics)
+    server = await HttpServer.start(
+        web.Application(), Bounds(connections=16, unread=3), metrics, Precedence()
+    )
     transport, now = Buffer(), asyncio.get_running_loop().time()
     connection = Connection(server, None)
     connection.connection_made(transport)
@@ -353,7 +356,7 @@ async def secured(
     """Serve the API under TLS, and give its port."""
     credentials = await Credentials.load(config)
     app = create_app(services.bundle, metrics, bearers=credentials.bearers)
-    server = await HttpServer.start(app, bounds, metrics)
+    server = await HttpServer.start(app, bounds, metrics, Precedence())
     try:
         where = HostPort("127.0.0.1", 0)
         yield await listen.listen_tcp(server, where, "x", credentials.tls), credentials

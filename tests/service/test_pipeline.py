@@ -7,6 +7,7 @@ import hashlib
 import random
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,9 +15,11 @@ import pytest
 from cacheagent.backends.store import BLOCK_SIZE, Block, Part
 from cacheagent.service.pipeline import AT_ONCE, Pipeline
 from cacheagent.service.proof import Proof
+from cacheagent.sync import precedence
 from cacheagent.sync.lending import Lending
 from cacheagent.sync.precedence import Precedence
 from tests.fakes import values
+from tests.fakes.longwork import StandingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,3 +143,33 @@ async def test_a_failure_in_a_thread_ends_the_pass(tmp_path: Path) -> None:
             await pipeline.run(pieces_of(DATA, pipeline))
     assert told == []
     await all_back(blocks, 2)
+
+
+async def test_a_download_receives_nothing_while_a_request_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for it before the request is answered."""
+    monkeypatch.setattr(precedence, "PATIENCE", 600.0)
+    one, blocks = Precedence(StandingClock()), Lending(Block, 1)
+    async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
+        with Proof.open(IMAGE) as proof:
+            pipeline = Pipeline(part, proof, blocks, one, lambda _length: None)
+            turn = one.begin()
+            running = asyncio.ensure_future(pipeline.run(pieces_of(DATA, pipeline)))
+            await _some_turns()
+            await all_back(blocks, 1)
+            turn.end()
+            await running
+            assert (await proof.finish()).digest == IMAGE.digest
+
+
+async def test_what_is_hashed_and_written_gives_way_again_and_again(tmp_path: Path) -> None:
+    """A request waits for one piece of a block at most, and not for the whole of it."""
+    hashed, written, block = list[None](), list[None](), Block()
+    block.rest()[:] = DATA[:BLOCK_SIZE]
+    block.length = BLOCK_SIZE
+    way, other = partial(hashed.append, None), partial(written.append, None)
+    async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE, way) as part:
+        with Proof.open(IMAGE, give_way=other) as proof:
+            await asyncio.gather(proof.feed(block.view()), part.write(block))
+    assert min(len(hashed), len(written)) >= BLOCK_SIZE // (512 << 10)

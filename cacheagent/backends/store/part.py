@@ -41,6 +41,9 @@ HOLE_SIZE = 64 << 10
 ALIGNMENT = 4096
 """What direct I/O asks of offsets, lengths and memory on the devices of today."""
 
+SLICE = 512 << 10
+"""Bytes that are written between two looks at who goes first: an fsync waits for what is."""
+
 PART_MODE = RECORD_MODE = 0o600
 _log = structlog.get_logger(__name__)
 _ZEROS = bytes(HOLE_SIZE)
@@ -99,7 +102,14 @@ class Part:
     Made by ``Part.open``. A thread of its own does everything to the file, in order.
     """
 
-    def __init__(self, path: Path, record: Path, image: GlanceImage, thread: Executor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record: Path,
+        image: GlanceImage,
+        thread: Executor,
+        give_way: Callable[[], None],
+    ) -> None:
         self.path = path
         self.size = image.size or 0
         self.present = 0
@@ -107,19 +117,28 @@ class Part:
         self._record = record
         self._image = image
         self._thread = thread
+        self._give_way = give_way
         self._fd = -1
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, path: Path, record: Path, image: GlanceImage) -> AsyncIterator[Self]:
+    async def open(
+        cls,
+        path: Path,
+        record: Path,
+        image: GlanceImage,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[Self]:
         """Open the part of ``image``, with what an earlier ingest of the same content left.
+
+        ``give_way`` is called before each piece is written, and returns when it may be.
 
         Raises:
             InsufficientSpaceError: the file system is full.
 
         """
         thread = modest_thread("part")
-        part = cls(path, record, image, thread)
+        part = cls(path, record, image, thread, give_way)
         try:
             recorded = await recorded_bytes(record, image)
             await part._run(part._open_file, recorded)
@@ -173,7 +192,10 @@ class Part:
         data = block.padded()
         with files.space_errors(self.path.parent, self.size):
             for start, end in data_runs(data):
-                _write_all(self._fd, data[start:end], offset + start)
+                for begin in range(start, end, SLICE):
+                    self._give_way()
+                    piece = data[begin : min(begin + SLICE, end)]
+                    _write_all(self._fd, piece, offset + begin)
             if len(data) != block.length:
                 os.ftruncate(self._fd, self.size)
         # After a write that failed, what follows it is no longer a beginning.

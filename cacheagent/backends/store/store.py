@@ -162,10 +162,12 @@ class Store:
 
     # --- ingests ---------------------------------------------------------------------------
 
-    def part(self, image: GlanceImage) -> contextlib.AbstractAsyncContextManager[Part]:
+    def part(
+        self, image: GlanceImage, give_way: Callable[[], None] = lambda: None
+    ) -> contextlib.AbstractAsyncContextManager[Part]:
         """Open the file that the image arrives in; see ``Part.open``."""
-        layout = self.layout
-        return Part.open(layout.part(image.image_id), layout.part_record(image.image_id), image)
+        path = self.layout.part(image.image_id)
+        return Part.open(path, self.layout.part_record(image.image_id), image, give_way)
 
     async def arrived_bytes(self, image: GlanceImage) -> int:
         """Count the bytes of the image that an earlier ingest left for another to go on from."""
