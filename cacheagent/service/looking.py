@@ -47,6 +47,9 @@ async def look_again(
         corrupt=info.corrupt,
         rules=rules,
     )
+    if source_format is admission.SourceFormat.RAW:
+        # It has no tables to check, and nothing in it is compressed.
+        return Opened(virtual_size=info.virtual_size, compressed=False)
     try:
         compressed = await qemu.check(path, source_format)
     except QemuImgError as error:

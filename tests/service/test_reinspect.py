@@ -322,12 +322,12 @@ async def test_converted_base_that_newer_rules_refuse_is_never_handed_out(
 
 
 def _starve(rig: Rig, patch: pytest.MonkeyPatch) -> None:
-    """Let a limit stop every ``qemu-img check``, as one that is too low for this host does."""
+    """Let a limit stop every ``qemu-img info``, as one that is too low for this host does."""
 
-    async def check(_path: Path, _image_format: str) -> None:
-        raise QemuImgError("qemu-img check: stopped by a limit", at_limit=True)
+    async def info(_path: Path, _image_format: str) -> None:
+        raise QemuImgError("qemu-img info: stopped by a limit", at_limit=True)
 
-    patch.setattr(rig.parts.qemu, "check", check)
+    patch.setattr(rig.parts.qemu, "info", info)
 
 
 async def test_limit_of_this_host_refuses_no_base(
