@@ -10,12 +10,13 @@ from cacheagent.backends.catalog import DiskIntent
 from cacheagent.errors import CacheAgentError, DiskConflictError, ShuttingDownError
 from cacheagent.model import Base, CacheResult, Disk, DiskState, Standing
 from cacheagent.policy.boot import is_ami
+from cacheagent.service.atonce import AtOnce
 from cacheagent.service.bases import PERSONAL, Ensured, PersonalError
 from cacheagent.service.boot import Boot
 from cacheagent.service.despite import despite_full
 from cacheagent.service.events import EventKind
 from cacheagent.service.instances import Instances
-from cacheagent.service.intent import conflict, intended, is_meant, pending
+from cacheagent.service.intent import conflict, intended, is_meant, not_ours, pending
 from cacheagent.service.making import BaseGoneError
 from cacheagent.service.wanted import Wanted
 from cacheagent.sync.keylock import KeyLock
@@ -69,7 +70,9 @@ class Creation:
         self._bases = bases
         self._making = making
         self._boot = Boot(parts, bases=bases, create=self.create)
+        self._clock = parts.clock
         self._instances = Instances(parts)
+        self._at_once = AtOnce(parts, self._tell_of)
         self._locks: KeyLock[DiskKey] = KeyLock()
         self._runs: SingleFlight[DiskKey, Created] = SingleFlight()
         self._wanted = Wanted(parts.now)
@@ -165,6 +168,7 @@ class Creation:
     async def stop(self, patience: float) -> None:
         """Begin no other disk; give those that are being made so many seconds, and then up."""
         await self._runs.shutdown(ShuttingDownError("the agent is stopping"), patience=patience)
+        await self._at_once.close()
 
     async def _finish(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> None:
         """Create a disk of which somebody was told that it is on its way."""
@@ -197,11 +201,10 @@ class Creation:
     async def _run_alone(self, key: DiskKey, spec: DiskSpec, caller: Caller) -> Created:
         async with self._locks.hold(key):
             try:
-                claimed, disk = await self._claim(key, spec)
-                if disk is not None and disk.state is DiskState.READY:
-                    await self._boot.bring_again(key, spec, caller)
-                    return Created(disk=disk, base=None, anew=False, alone=False)
-                return await self._create(key, spec, caller, claimed)
+                found = await self._claim(key, spec, caller)
+                if isinstance(found, Created):
+                    return found
+                return await self._create(key, spec, caller, found)
             except BaseException as error:
                 await uninterrupted(self._give_up(key, spec, error))
                 if isinstance(error, PERSONAL):
@@ -222,8 +225,10 @@ class Creation:
         if isinstance(error, Exception):
             self._tell(EventKind.DISK_FAILED, key, image_id=spec.image_id, error=why)
 
-    async def _claim(self, key: DiskKey, spec: DiskSpec) -> tuple[Claimed | None, Disk | None]:
-        """Write the intent at once where the name is free and the base is here; else what is.
+    async def _claim(
+        self, key: DiskKey, spec: DiskSpec, caller: Caller
+    ) -> Created | Claimed | None:
+        """Give the disk if it is there, or can be made at once; else write the intent if it can be.
 
         Raises:
             DiskConflictError: as ``_existing``.
@@ -239,11 +244,25 @@ class Creation:
                 return None
             return intended(wanted, spec, Ensured(base, cached.image, CacheResult.HIT))
 
-        claim = await self._room.retrying(partial(self._catalog.claim_disk, wanted, fit))
+        began, made = self._clock(), None
+        if self._at_once.suits(spec) and self._instances.remembered:
+            claim, made = await self._room.retrying(partial(self._at_once.make, wanted, fit))
+        else:
+            claim = await self._room.retrying(partial(self._catalog.claim_disk, wanted, fit))
         if claim.intent is None or claim.found is None:
-            return None, await self._judge(claim.there, spec)
+            return await self._there(await self._judge(claim.there, spec), spec, caller)
         cached, base = claim.found
-        return (Ensured(base, cached.image, CacheResult.HIT), claim.intent), None
+        if made is None:
+            return Ensured(base, cached.image, CacheResult.HIT), claim.intent
+        self._seconds.labels(mode=spec.mode).observe(self._clock() - began)
+        self._saved.inc(base.size)
+        return Created(disk=made, base=base, anew=True, alone=True)
+
+    async def _there(self, disk: Disk | None, spec: DiskSpec, caller: Caller) -> Created | None:
+        if disk is None or disk.state is not DiskState.READY:
+            return None
+        await self._boot.bring_again(disk.key, spec, caller)
+        return Created(disk=disk, base=None, anew=False, alone=False)
 
     async def _existing(self, key: DiskKey, spec: DiskSpec) -> Disk | None:
         """Give what has the name, if that is what ``spec`` asks for; the lock of the key is held.
@@ -329,8 +348,7 @@ class Creation:
         try:
             await self._making.finish(disk, template, base)
         except FileExistsError as error:
-            path = str(self._path(disk))
-            raise DiskConflictError(f"{path} is there, and not ours", {"path": path}) from error
+            raise not_ours(self._path(disk)) from error
         now = self._now()
         try:
             await self._instances.remember()
@@ -341,11 +359,12 @@ class Creation:
         except BaseException:
             await self._store.remove_disk(key, disk.format)
             raise
-        path = str(self._path(made))
-        self._tell(
-            EventKind.DISK_CREATED, key, image_id=made.image_id, base_id=made.base_id, path=path
-        )
+        self._tell_of(made)
         return made
+
+    def _tell_of(self, made: Disk) -> None:
+        found = {"base_id": made.base_id, "path": str(self._path(made))}
+        self._tell(EventKind.DISK_CREATED, made.key, image_id=made.image_id, **found)
 
     async def _ensure(self, spec: DiskSpec, caller: Caller) -> Ensured | None:
         if spec.image_id is None:

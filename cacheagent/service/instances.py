@@ -40,6 +40,11 @@ class Instances:
             await self.look()
             self._remembered = True
 
+    @property
+    def remembered(self) -> bool:
+        """Whether a disk of this run has lain there."""
+        return self._remembered
+
     async def look(self) -> bool:
         """Remember a folder that has something in it; tell whether an empty one is in doubt."""
         identity, is_empty = await self._store.instances_folder()

@@ -12,6 +12,7 @@ from cacheagent.policy.sizing import disk_size, whole_sectors
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from cacheagent.backends.catalog import Catalog
     from cacheagent.model import DiskKey, DiskSpec
@@ -71,6 +72,11 @@ def conflict(disk: Disk) -> DiskConflictError:
     key = disk.key
     message = f"disk {key.name} of instance {key.instance_id} is another one"
     return DiskConflictError(message, facts(disk))
+
+
+def not_ours(path: Path) -> DiskConflictError:
+    """Give the refusal of a request whose name somebody else's file has."""
+    return DiskConflictError(f"{path} is there, and not ours", {"path": str(path)})
 
 
 def facts(disk: Disk) -> dict[str, object]:

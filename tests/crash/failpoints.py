@@ -23,7 +23,7 @@ import cacheagent
 from cacheagent.backends.catalog import database
 from cacheagent.backends.store import BLOCK_SIZE
 from cacheagent.backends.systemd import Notifier
-from cacheagent.service import ingest
+from cacheagent.service import atonce, ingest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,6 +129,7 @@ class Failpoints:
         ingest.RECORD_EVERY = BLOCK_SIZE
         # What waits at the same time differs from run to run: each has a transaction of its own.
         database.MOST_AT_ONCE = 1
+        atonce.MOST = 1
         for name in UNTOLD:
             setattr(os, name, self._told(name, getattr(os, name)))
         self._listen_to_the_catalog()

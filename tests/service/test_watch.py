@@ -20,6 +20,7 @@ from cacheagent.errors import CatalogError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, DiskState, ImageId
 from cacheagent.policy.eviction import Reason
 from cacheagent.policy.layout import unfinished
+from cacheagent.service.atonce import AtOnce
 from cacheagent.service.watch import Hooks, Watch
 from cacheagent.service.watched import Watched
 from tests.fakes import lying_glance
@@ -29,8 +30,10 @@ from tests.service.rig import Rig, in_a_task, rig_on, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from collections.abc import Set as AbstractSet
+    from datetime import datetime
 
     from cacheagent.model import Base, BaseId, Disk, DiskKey, DiskView, InstanceId
+    from cacheagent.sync.lane import Ended
     from tests.fakes.lying_glance import LyingGlance
 
 pytestmark = pytest.mark.usefixtures("qemu_img")
@@ -203,19 +206,29 @@ async def test_disk_that_went_before_its_folder_was_watched_is_noticed(world: Wo
     assert await world.known() == [OTHER]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 async def test_disk_that_goes_in_the_moment_it_is_made_is_noticed(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
 ) -> None:
     """Between the file and its row lies an event that has to wait for the row."""
     await world.disk(OTHER)
-    finish_disk = world.rig.parts.catalog.finish_disk
+    catalog, loop = world.rig.parts.catalog, asyncio.get_running_loop()
+    finish_disk, finish_disks = catalog.finish_disk, catalog.finish_disks
+    monkeypatch.setattr(AtOnce, "suits", staticmethod(lambda _spec: at_once))
 
     async def lose(key: DiskKey, **facts: object) -> Disk:
         await asyncio.to_thread(world.rig.layout.disk(key, DiskFormat.QCOW2).unlink)
         await world.settle()
         return await finish_disk(key, **facts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(world.rig.parts.catalog, "finish_disk", lose)
+    def lose_all(disks: Sequence[Disk], now: datetime) -> list[Ended]:
+        for disk in disks:
+            world.rig.layout.disk(disk.key, DiskFormat.QCOW2).unlink()
+        asyncio.run_coroutine_threadsafe(world.settle(), loop).result(30)
+        return finish_disks(disks, now)
+
+    monkeypatch.setattr(catalog, "finish_disk", lose)
+    monkeypatch.setattr(catalog, "finish_disks", lose_all)
     await world.disk()
     await until(lambda: "deletion" in world.asked)
     assert await world.known() == [OTHER]

@@ -1,6 +1,6 @@
 """The catalog: which images, bases, disks and pins exist, and in which state.
 
-Each method is one hop to the catalog's thread, and those that write are one transaction there.
+Each coroutine is one hop to the catalog's thread, and those that write are one transaction there.
 All raise ``CatalogError`` where the database fails; those that write also raise
 ``InsufficientSpaceError``. A method whose caller is cancelled has ended when the cancellation
 comes out of it.
@@ -8,6 +8,7 @@ comes out of it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import around, claims, counts, holds, mending, queries
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         User,
     )
     from cacheagent.policy.drift import DriftPlan
+    from cacheagent.sync.lane import Ended
 
 
 class Catalog:
@@ -187,6 +189,20 @@ class Catalog:
         the base.
         """
         return await self._db.write(claims.claim_disk, wanted, fit)
+
+    def claim_disks(self, wanted: Sequence[tuple[Disk, Fit]]) -> list[Ended]:
+        """Do what ``claim_disk`` does for several disks at once; give what comes of each.
+
+        For threads other than the event loop's: it blocks.
+        """
+        return self._db.write_all([partial(claims.claim_disk, wanted=d, fit=f) for d, f in wanted])
+
+    def finish_disks(self, made: Sequence[Disk], now: datetime) -> list[Ended]:
+        """Do what ``finish_disk`` does for several disks; as ``claim_disks``."""
+        finish = partial(queries.finish_disk, now=now)
+        return self._db.write_all(
+            [partial(finish, key=each.key, virtual_size=each.virtual_size) for each in made]
+        )
 
     async def finish_disk(self, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
         """Set the disk to READY, and its base's last use to ``now``; give the disk.

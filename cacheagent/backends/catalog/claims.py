@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ from cacheagent.model import Base, BaseState, CachedImage, Disk
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
 
-    Fit = Callable[[CachedImage, Base], Disk | None]
+Fit = Callable[[CachedImage, Base], Disk | None]
+"""Gives the disk as it will be, None where image and base will not do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

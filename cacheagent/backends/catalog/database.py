@@ -1,10 +1,11 @@
-"""One SQLite file behind one thread: opened, migrated, and set aside where it is broken."""
+"""One SQLite file for one thread at a time: opened, migrated, and set aside where it is broken."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class _Work:
 
 
 class Database:
-    """A connection that lives in a thread of its own, in autocommit mode outside ``write``.
+    """A connection with a thread of its own, in autocommit mode outside ``write``.
 
     ``begun_anew`` tells that no readable file was there; ``set_aside`` is where one that could
     not be read has gone. A caller that is cancelled waits until its work in the thread has ended,
@@ -71,6 +72,8 @@ class Database:
     def __init__(self, path: Path, opened: _Opened) -> None:
         self._path = path
         self._connection = opened.connection
+        # Others than the thread of the lane have work for the connection, too.
+        self._using = threading.Lock()
         self._lane: Lane[_Work] = Lane(1, "catalog", self._do, MOST_AT_ONCE)
         self.begun_anew = opened.begun_anew
         self.set_aside = opened.set_aside
@@ -104,12 +107,27 @@ class Database:
         done: T = await self._lane.run(_Work(query=work, args=args, kwargs=kwargs, writes=True))
         return done
 
+    def write_all(self, works: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Ended]:
+        """Do what ``write`` does for several at once, in the calling thread, which has to wait.
+
+        Gives what comes of each.
+        """
+        return self._do([_Work(query=each, args=(), kwargs={}, writes=True) for each in works])
+
     async def close(self) -> None:
         """Close the file; what is under way ends first."""
         await self._lane.close()
-        await uninterrupted(asyncio.to_thread(self._connection.close))
+        await uninterrupted(asyncio.to_thread(self._close))
+
+    def _close(self) -> None:
+        with self._using:
+            self._connection.close()
 
     def _do(self, works: Sequence[_Work]) -> list[Ended]:
+        with self._using:
+            return self._done(works)
+
+    def _done(self, works: Sequence[_Work]) -> list[Ended]:
         locked = None
         if len(works) > 1 and any(work.writes for work in works):
             results, error = attempt(partial(self._together, works))

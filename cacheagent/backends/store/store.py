@@ -23,11 +23,11 @@ from cacheagent.backends.store.templates import Templates, read_template
 from cacheagent.errors import ConfigError, StateDirBusyError
 from cacheagent.model import DiskFormat
 from cacheagent.policy.layout import unfinished
-from cacheagent.sync.lane import CallLane, Lane
+from cacheagent.sync.lane import CallLane, Ended, Lane
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from cacheagent.backends.store.manifest import Manifest
@@ -62,7 +62,7 @@ class Store:
         self._short = CallLane(THREADS, "store")
         self._long = CallLane(LONG_THREADS, "store-long")
         self._copies = CallLane(LONG_THREADS, "store-copy")
-        self._clones = Lane(1, "store-disks", self._disk_files.clone_all, MOST_CLONED)
+        self._clones = Lane(1, "store-disks", self.clone_disks, MOST_CLONED)
         self._templates = Templates()
         self._freeing: set[asyncio.Future[None]] = set()
         self._lock_fd: int | None = None
@@ -299,6 +299,10 @@ class Store:
             self._templates.keep(found)
         return found
 
+    def kept_template(self, path: Path) -> Template | None:
+        """Give a template from memory, None where it is not there; for any thread."""
+        return self._templates.get(path)
+
     async def clone_disk(self, clone: Clone) -> bool:
         """Make a disk from the template of its base; False where one of the two is not as it was.
 
@@ -308,9 +312,18 @@ class Store:
 
         """
         made: bool = await self._clones.run(clone)
-        if not made:
-            self._templates.forget(clone.template.path)
         return made
+
+    def clone_disks(self, clones: Sequence[Clone]) -> list[Ended]:
+        """Do what ``clone_disk`` does for several at once, and give what comes of each.
+
+        For threads other than the event loop's: it blocks.
+        """
+        ended = self._disk_files.clone_all(clones)
+        for clone, (made, error) in zip(clones, ended, strict=True):
+            if error is None and not made:
+                self._templates.forget(clone.template.path)
+        return ended
 
     async def copy_base(self, source: Path, target: Path, size: int) -> None:
         """Copy a raw base for a full disk of ``size`` bytes; what is beyond the base is a hole.

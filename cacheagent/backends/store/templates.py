@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,26 +35,30 @@ class Template:
 
 
 class Templates:
-    """Those that were used lately. It belongs to the event loop."""
+    """Those that were used lately. Any thread may use it."""
 
     def __init__(self) -> None:
         self._kept: dict[Path, Template] = {}
+        self._using = threading.Lock()
 
     def get(self, path: Path) -> Template | None:
         """Give the template, if it is kept."""
-        if (found := self._kept.pop(path, None)) is not None:
-            self._kept[path] = found
-        return found
+        with self._using:
+            if (found := self._kept.pop(path, None)) is not None:
+                self._kept[path] = found
+            return found
 
     def forget(self, path: Path) -> None:
         """Forget the template: its file is not the one that was read."""
-        self._kept.pop(path, None)
+        with self._using:
+            self._kept.pop(path, None)
 
     def keep(self, template: Template) -> None:
         """Keep a template."""
-        while len(self._kept) >= MOST_KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[template.path] = template
+        with self._using:
+            while len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[template.path] = template
 
 
 def read_template(path: Path) -> Template | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -383,6 +384,29 @@ async def test_nothing_is_claimed_from_a_base_that_does_not_fit(catalog: Catalog
     with pytest.raises(DiskTooSmallError):
         await catalog.claim_disk(wanted, refuse)
     assert await catalog.disks() == []
+
+
+async def test_several_disks_are_claimed_and_finished_at_once(catalog: Catalog) -> None:
+    """A thread of its own does for many what a request does for one; one bad one harms none."""
+    await catalog.publish(base(1), [glance_image(1)], NOW)
+    keys = sorted(map(disk_key, (1, 2, 3)), key=lambda key: key.instance_id)
+    wanted = [disk(key, 1, state=DiskState.PENDING) for key in keys]
+
+    def too_small(_image: CachedImage, _base: Base) -> Disk:
+        raise DiskTooSmallError(required_bytes=2, requested_bytes=1)
+
+    fits = [lambda *_, each=each: each for each in wanted[:2]]
+    claims = await asyncio.to_thread(
+        catalog.claim_disks, list(zip(wanted, [*fits, too_small], strict=True))
+    )
+    assert [claim.intent for claim, _ in claims[:2]] == wanted[:2]
+    assert isinstance(claims[2][1], DiskTooSmallError)
+    assert await catalog.disks() == wanted[:2]
+    rows = await asyncio.to_thread(catalog.finish_disks, wanted, LATER)
+    made = [replace(each, state=DiskState.READY) for each in wanted[:2]]
+    assert [row for row, _ in rows[:2]] == made
+    assert isinstance(rows[2][1], DiskNotFoundError)
+    assert await catalog.disks() == made
 
 
 async def test_disks_are_listed_by_instance(catalog: Catalog) -> None:
