@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -38,8 +38,8 @@ T = TypeVar("T")
 class Folder:
     """The names in a folder: of regular files, and of all else, links included."""
 
-    files: frozenset[str] = frozenset()
-    others: frozenset[str] = frozenset()
+    files: Collection[str] = ()
+    others: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Listing:
     trash: Folder | None
     quarantine: Folder | None
     instances: Mapping[str, Folder | None] | None
-    instances_others: frozenset[str] = frozenset()
+    instances_others: Collection[str] = ()
 
 
 class LeftoverKind(enum.Enum):

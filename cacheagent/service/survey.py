@@ -7,6 +7,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +16,7 @@ from cacheagent.backends import qcow2
 from cacheagent.backends.store.bases import read_manifest
 from cacheagent.backends.store.files import BLOCK_UNIT
 from cacheagent.errors import NotQcow2Error
-from cacheagent.model import DiskFormat, DiskState
+from cacheagent.model import BaseId, DiskFormat, DiskState
 from cacheagent.policy import inventory
 from cacheagent.policy.boot import BOOT_FORMATS
 from cacheagent.policy.drift import CatalogState, FilesState, FoundBase, FoundDisk
@@ -26,7 +27,7 @@ from cacheagent.service.instances import Instances
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from cacheagent.model import BaseId, Disk, DiskKey
+    from cacheagent.model import Disk, DiskKey
     from cacheagent.policy.inventory import Inventory
     from cacheagent.service.parts import Parts
     from cacheagent.service.use import Use
@@ -63,8 +64,8 @@ class Survey:
         counts. All files are read one after another in one thread: a hop for each would cost
         several times as much.
         """
-        listing = await self._store.listing()
-        found = await asyncio.to_thread(inventory.take, self._layout, listing)
+        # By no name here: what is read later need not lie beside it.
+        found = await asyncio.to_thread(inventory.take, self._layout, await self._store.listing())
         unread = {(disk.key, disk.format) for disk in known if disk.state is DiskState.READY}
         return FilesState(
             inventory=found,
@@ -189,7 +190,8 @@ class Survey:
             key=key,
             format=disk_format,
             virtual_size=header.virtual_size,
-            backing=None if base is None else base[0],
+            # As the rows do: ten thousand overlays name a few hundred bases.
+            backing=None if base is None else BaseId(intern(base[0])),
             doubtful=header.external_data_file or (header.backing_file is not None) != bool(base),
         )
 

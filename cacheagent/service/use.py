@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacheagent.backends import locks, qcow2
@@ -12,7 +13,6 @@ from cacheagent.model import BaseState, User, UserKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from cacheagent.backends.qcow2 import Overlays
     from cacheagent.backends.qmp import GuestFiles
@@ -50,12 +50,12 @@ class Use:
         """Give every user of each of the bases, of all sources, each of them asked once."""
         held = await self._catalog.users(self._now())
         waiting = await self._waiting()
-        outside = await self.outside({base.base_id: self.path(base) for base in bases})
+        outside = await self._outside({base.base_id: self.path(base) for base in bases}, held)
         return {
             base.base_id: (
-                *(known := held.get(base.base_id, ())),
+                *held.get(base.base_id, ()),
                 *(User(kind=UserKind.WAITER, detail=each) for each in waiting[base.base_id]),
-                *self._strangers(known, self._counting(base, outside[base.base_id])),
+                *self._counting(base, outside[base.base_id]),
             )
             for base in bases
         }
@@ -66,10 +66,16 @@ class Use:
         ``files`` tells where the file of each base lies now. An overlay of a disk of ours is
         among them.
         """
+        return await self._outside(files, {})
+
+    async def _outside(
+        self, files: Mapping[BaseId, Path], held: Mapping[BaseId, Sequence[User]]
+    ) -> Mapping[BaseId, tuple[User, ...]]:
+        """Do so, but leave out the overlays that are disks among those who ``held`` a base."""
         guests = await self._qmp.files(self._qmp_sockets)
         self._guests.labels(state="reachable").set(len(guests.names))
         self._guests.labels(state="unreachable").set(len(guests.unreachable))
-        return await self._store.run_long(self._look, files, guests)
+        return await self._store.run_long(self._look, files, guests, held)
 
     def path(self, base: Base) -> Path:
         """Give the path by which overlays name the base."""
@@ -88,23 +94,25 @@ class Use:
                 waiting[cached.base_id].append(image_id)
         return waiting
 
-    def _strangers(self, known: Iterable[User], found: Iterable[User]) -> Iterator[User]:
-        """Give those that are not the files of disks that the catalog has named already."""
-        disks = {(user.key.instance_id, user.key.name) for user in known if user.key}
-        ours = str(self._layout.instances_dir)
-        for user in found:
-            folder, _, name = str(user.path).rpartition("/")
-            parent, _, instance = folder.rpartition("/")
-            disk = user.kind is UserKind.OVERLAY and parent == ours
-            if not disk or (instance, name.rpartition(".")[0]) not in disks:
-                yield user
+    def _strangers(self, overlays: Iterable[str], known: Iterable[User]) -> Iterator[Path]:
+        """Give the overlays that are not the files of disks that the catalog has named already.
 
-    def _is_somebodys(self, overlay: Path) -> bool:
-        """Tell an overlay from our templates: a folder to scan may hold the state folder."""
-        return overlay.parent != self._layout.templates
+        Nor our templates: a folder to scan may hold the state folder.
+        """
+        disks = {(user.key.instance_id, user.key.name) for user in known if user.key}
+        ours, templates = str(self._layout.instances_dir), str(self._layout.templates)
+        for path in overlays:
+            folder, _, name = path.rpartition("/")
+            parent, _, instance = folder.rpartition("/")
+            is_known = parent == ours and (instance, name.rpartition(".")[0]) in disks
+            if not is_known and folder != templates:
+                yield Path(path)
 
     def _look(
-        self, files: Mapping[BaseId, Path], guests: GuestFiles
+        self,
+        files: Mapping[BaseId, Path],
+        guests: GuestFiles,
+        held: Mapping[BaseId, Sequence[User]],
     ) -> Mapping[BaseId, tuple[User, ...]]:
         overlays = self._scanner.scan(self._layout.instances_dir, self._scan_dirs)
         named = _by_base(self._layout.bases, guests)
@@ -112,7 +120,8 @@ class Use:
         return {
             base_id: (
                 *_users(
-                    UserKind.OVERLAY, filter(self._is_somebodys, overlays.users.get(path.name, ()))
+                    UserKind.OVERLAY,
+                    self._strangers(overlays.users.get(path.name, ()), held.get(base_id, ())),
                 ),
                 *_users(UserKind.GUEST, named.get(path.name, ())),
                 *_open_or_linked(path),

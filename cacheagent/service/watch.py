@@ -38,6 +38,9 @@ DELETION = "deletion"
 _AT_ONCE = 32
 """Disks that went and are looked at together: that takes half of what it takes one by one."""
 
+_PAGE = 1000
+"""Instances whose disks are looked at together: all of ten thousand would take some MiB."""
+
 _GONE = {*WENT, FileEventKind.FOLDER_GONE}
 _WRITTEN = {FileEventKind.WRITTEN, FileEventKind.MODIFIED}
 
@@ -183,9 +186,12 @@ class Watch:
             self._hooks.prune(DELETION)
 
     async def _look_at_disks(self) -> None:
-        ready = [disk for disk in await self._catalog.disks() if disk.state is DiskState.READY]
-        for disk in await self._store.run_long(self._absent, ready):
-            await self._notice(disk.key, seen=False)
+        last = None
+        while disks := await self._catalog.next_disks(last, _PAGE):
+            last = disks[-1].key.instance_id
+            ready = [disk for disk in disks if disk.state is DiskState.READY]
+            for disk in await self._store.run_long(self._absent, ready):
+                await self._notice(disk.key, seen=False)
 
     def _absent(self, disks: list[Disk]) -> list[Disk]:
         """Give the disks that lie nowhere; none where the folder may not be mounted."""

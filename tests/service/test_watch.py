@@ -20,6 +20,7 @@ from cacheagent.errors import CatalogError
 from cacheagent.model import Caller, DiskFormat, DiskMode, DiskSpec, DiskState, ImageId
 from cacheagent.policy.eviction import Reason
 from cacheagent.policy.layout import unfinished
+from cacheagent.service import watch as watching
 from cacheagent.service.atonce import AtOnce
 from cacheagent.service.watch import Hooks, Watch
 from cacheagent.service.watched import Watched
@@ -398,8 +399,12 @@ async def test_root_that_goes_leads_to_a_full_pass(world: World, which: str) -> 
     assert await world.known() == [KEY]
 
 
-async def test_what_went_before_the_watches_stood_is_noticed(world: World) -> None:
-    """The look behind the watches finds disks and bases alike."""
+@pytest.mark.parametrize("page", [1, 1000])
+async def test_what_went_before_the_watches_stood_is_noticed(
+    world: World, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look behind the watches finds disks and bases alike, however many at a time it takes."""
+    monkeypatch.setattr(watching, "_PAGE", page)
     view = await world.disk()
     await world.disk(OTHER)
     base, path = await world.base()

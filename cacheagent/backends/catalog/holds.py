@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from sys import intern
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import queries, rows
@@ -81,7 +82,8 @@ def _held(db: sqlite3.Connection, cached: CachedImage, now: datetime) -> Held:
 def _user(row: sqlite3.Row) -> User:
     key = None
     if row["instance_id"] is not None:
-        key = DiskKey(instance_id=InstanceId(row["instance_id"]), name=DiskName(row["name"]))
+        name = DiskName(intern(row["name"]))
+        key = DiskKey(instance_id=InstanceId(row["instance_id"]), name=name)
     return User(kind=UserKind(row["kind"]), key=key, detail=row["detail"])
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _JSON_LIMIT = 1 << 20
 _REST_SECONDS = 30.0
+_NOTHING = memoryview(b"")
 _PASSING_STATUSES = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -130,7 +131,7 @@ class Answer:
         self._stall = stall
         self._on_failure = on_failure
         self._inlet: Inlet | None = None
-        self._come = memoryview(b"")
+        self._come = _NOTHING
         self.url = str(response.url)
         self.status = response.status
         self.headers = response.headers
@@ -179,7 +180,9 @@ class Answer:
         if not self._come:
             self._come = memoryview(await self.piece())
         taken = min(len(room), len(self._come))
-        room[:taken], self._come = self._come[:taken], self._come[taken:]
+        room[:taken] = self._come[:taken]
+        # Of what is used up no view is kept: an empty one would hold all of it for the whole body.
+        self._come = self._come[taken:] if taken < len(self._come) else _NOTHING
         return taken
 
     async def _receive(self, inlet: Inlet, room: memoryview) -> int:

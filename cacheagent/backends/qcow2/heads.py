@@ -56,7 +56,7 @@ class Heads:
         Raises: ``OSError`` where it cannot be read.
         """
         identity = _identity(found)
-        head = self._before.get(identity) or self._now.get(identity)
+        head = self._before.pop(identity, None) or self._now.get(identity)
         if head is None:
             settled, head = _read(path)
             head = self._said.setdefault(head, head)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from cacheagent.backends.qcow2.heads import Heads
 from cacheagent.backends.qcow2.names import file_names, mentioned_bases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from cacheagent.backends.qcow2.heads import Head
 
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 class Overlays:
     """The overlays that a scan found, by the base behind them.
 
-    ``users`` has, for the name of each file in the folder of the bases, the overlays that lead to
-    it, over any number of files between. A name may be there whose file is not. Each of the
-    ``doubts`` is about every base.
+    ``users`` has, for the name of each file in the folder of the bases, the paths of overlays that
+    lead to it, over any number of files between; as text, which for ten thousand takes some MiB
+    less. A name may be there whose file is not. Each of the ``doubts`` is about every base.
     """
 
-    users: Mapping[str, tuple[Path, ...]]
+    users: Mapping[str, Sequence[str]]
     doubts: tuple[Doubt, ...]
 
 
@@ -92,15 +93,15 @@ class _Walk:
         self._folder = bases.path
         self._heads = heads
         self._chains = Chains(bases, heads)
-        self._users: dict[str, list[Path]] = {}
+        self._users: dict[str, list[str]] = {}
         # By what they say: many overlays may lead to one of them.
         self._doubts: dict[tuple[Path, str], Doubt] = {}
-        self._seen: set[tuple[int, int]] = set()
+        # The inodes of the folders on each device.
+        self._seen: dict[int, set[int]] = defaultdict(set)
         self._todo: list[str] = []
 
     def result(self) -> Overlays:
-        users = {base: tuple(paths) for base, paths in self._users.items()}
-        return Overlays(users=users, doubts=tuple(self._doubts.values()))
+        return Overlays(users=self._users, doubts=tuple(self._doubts.values()))
 
     def root(self, root: str, *, may_be_empty: bool) -> None:
         try:
@@ -117,9 +118,9 @@ class _Walk:
             self._list(self._todo.pop())
 
     def _enter(self, folder: str, found: os.stat_result) -> None:
-        identity = (found.st_dev, found.st_ino)
-        if identity not in self._seen:  # else a link that leads in a circle, or to a known tree
-            self._seen.add(identity)
+        seen = self._seen[found.st_dev]
+        if found.st_ino not in seen:  # else a link that leads in a circle, or to a known tree
+            seen.add(found.st_ino)
             self._todo.append(folder)
 
     def _list(self, folder: str) -> None:
@@ -155,11 +156,11 @@ class _Walk:
             folder, _, name = head.backing.rpartition("/")
             # As nearly every overlay names its base: nothing to look up.
             if folder == self._folder and name not in {"", ".", ".."}:
-                self._users.setdefault(name, []).append(Path(path))
+                self._users.setdefault(name, []).append(path)
                 return
         behind = self._chains.behind(path, head)
         for base in behind.bases:
-            self._users.setdefault(base, []).append(Path(path))
+            self._users.setdefault(base, []).append(path)
         if behind.doubts and not is_raw(path):
             for doubt in behind.doubts:
                 # The same one for all overlays that lead to it; the first of them is an example.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from sys import intern
 from typing import TYPE_CHECKING
 
 from cacheagent.policy.inventory import Folder, Listing
@@ -27,36 +28,41 @@ def list_folders(layout: Layout) -> Listing:
     )
 
 
-def _instances(path: Path) -> tuple[dict[str, Folder | None] | None, frozenset[str]]:
+def _instances(path: Path) -> tuple[dict[str, Folder | None] | None, tuple[str, ...]]:
     """List the folders of the instances, and what lies beside them."""
-    entries = _entries(path)
-    if entries is None:
-        return None, frozenset()
-    names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
-    folders = {name: _folder(path / name) for name in names}
-    # One that went since it was listed is no doubt.
-    there = {
-        name: folder
-        for name, folder in folders.items()
-        if folder is not None or os.path.lexists(path / name)
-    }
-    # Nobody knows what lies behind a link, least of all while it leads nowhere.
-    links = {entry.name: None for entry in entries if entry.is_symlink()}
-    others = frozenset(entry.name for entry in entries) - names - links.keys()
-    return {**there, **links}, others
-
-
-def _folder(path: Path) -> Folder | None:
-    entries = _entries(path)
-    if entries is None:
-        return None
-    files = frozenset(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    return Folder(files=files, others=frozenset(entry.name for entry in entries) - files)
-
-
-def _entries(path: Path) -> list[os.DirEntry[str]] | None:
+    names: list[str] = []
+    found: dict[str, Folder | None] = {}
+    others: list[str] = []
     try:
         with os.scandir(path) as entries:
-            return list(entries)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif entry.is_symlink():
+                    # Nobody knows what lies behind a link, least of all while it leads nowhere.
+                    found[entry.name] = None
+                else:
+                    others.append(entry.name)
+    except OSError:
+        return None, ()
+    for name in names:
+        inside = f"{path}/{name}"
+        folder = _folder(inside)
+        # One that went since it was listed is no doubt.
+        if folder is not None or os.path.lexists(inside):
+            found[name] = folder
+    return found, tuple(others)
+
+
+def _folder(path: Path | str) -> Folder | None:
+    files: list[str] = []
+    others: list[str] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                is_file = entry.is_file(follow_symlinks=False)
+                # Ten thousand instances have disks of the same few names.
+                (files if is_file else others).append(intern(entry.name))
     except OSError:
         return None
+    return Folder(files=tuple(files), others=tuple(others))

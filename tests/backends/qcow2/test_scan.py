@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +13,6 @@ from cacheagent.backends.qcow2 import Overlays, OverlayScanner, bases_named
 from tests.fakes.qcow2 import write_header, write_overlay
 from tests.fakes.values import base_id
 from tests.needs import require_programs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ONE, TWO = f"{base_id(1)}.raw", f"{base_id(2)}.qcow2"
 
@@ -48,7 +45,7 @@ class Host:
         """Scan, and give the users where nothing is in doubt."""
         found = self.scan()
         assert found.doubts == ()
-        return {base: set(paths) for base, paths in found.users.items()}
+        return {base: set(map(Path, paths)) for base, paths in found.users.items()}
 
     def doubtful(self) -> list[tuple[Path, str]]:
         """Scan, and give what is in doubt."""
@@ -107,7 +104,7 @@ def test_folder_of_the_bases_may_be_a_link(tmp_path: Path) -> None:
     bases = tmp_path / "link" / "state" / "bases"
     paths = {host.overlay("a/disk", host.one), host.overlay("b/disk", bases / ONE)}
     found = OverlayScanner(bases).scan(host.instances)
-    assert set(found.users[ONE]) == paths
+    assert set(map(Path, found.users[ONE])) == paths
 
 
 def test_relative_name_begins_where_the_overlay_lies(host: Host) -> None:
