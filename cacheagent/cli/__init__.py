@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 import cacheagent
-from cacheagent.cli.disks import disk
 from cacheagent.cli.ending import EndingGroup
-from cacheagent.cli.images import image
-from cacheagent.cli.overview import status
-from cacheagent.cli.pruning import prune
-from cacheagent.cli.servers import check_config, imageserver, serve
 from cacheagent.cli.settings import client_options
-from cacheagent.cli.top import top
 
 __all__ = ["main"]
 
+_COMMANDS = {
+    "check-config": ("servers", "check_config"),
+    "disk": ("disks", "disk"),
+    "image": ("images", "image"),
+    "imageserver": ("servers", "imageserver"),
+    "prune": ("pruning", "prune"),
+    "serve": ("servers", "serve"),
+    "status": ("overview", "status"),
+    "top": ("top", "top"),
+}
+"""The module of each command, and its name there."""
 
-@click.group(cls=EndingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(EndingGroup):
+    """Loads a command when it is asked for: the daemon needs not what its clients show things with.
+
+    (click's documentation, "Lazily Loading Subcommands".)
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- the signature is click's
+        """Name all commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- as above
+        """Give a command, None where there is none of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"cacheagent.cli.{module}"), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(cacheagent.__version__, "-V", "--version", prog_name="cacheagent")
 @client_options
 def main() -> None:
@@ -25,7 +52,3 @@ def main() -> None:
 
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 daemon out of reach.
     """
-
-
-for command in (serve, check_config, imageserver, disk, image, prune, status, top):
-    main.add_command(command)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cacheagent.cli.plain import print_json, printable
 from cacheagent.cli.refusal import lines
 from cacheagent.cli.settings import Settings
-from cacheagent.cli.text import print_json, printable
 from cacheagent.errors import (
     CacheAgentError,
     ConfigError,

@@ -8,10 +8,11 @@ import click
 
 from cacheagent.cli.ending import REFUSED
 from cacheagent.cli.names import find_image
+from cacheagent.cli.plain import printable, short_time
 from cacheagent.cli.progress import with_bar, with_spinner
 from cacheagent.cli.settings import Settings, client_options, pass_settings
 from cacheagent.cli.sizes import shown
-from cacheagent.cli.text import print_facts, print_rows, printable, short_time
+from cacheagent.cli.text import print_facts, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from cacheagent.cli.plain import doubt, short_time
 from cacheagent.cli.settings import Settings, client_options, pass_settings
-from cacheagent.cli.text import doubt, print_facts, short_time
+from cacheagent.cli.text import print_facts
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cacheagent.cli.plain import doubt, printable, short_time
 from cacheagent.cli.settings import Settings, client_options, pass_settings
 from cacheagent.cli.sizes import shown, size_argument
-from cacheagent.cli.text import doubt, print_rows, printable, short_time
+from cacheagent.cli.text import print_rows
 from cacheagent.errors import RequestFailedError
 
 if TYPE_CHECKING:

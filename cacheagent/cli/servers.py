@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cacheagent.config import load_config
 from cacheagent.configtypes import HostPort
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PATH = click.Path(path_type=Path)
 
@@ -22,12 +27,30 @@ def _listen(text: str) -> HostPort:
         raise click.BadParameter(f"{text!r} {error}") from error
 
 
+@contextlib.contextmanager
+def _without(library: str) -> Iterator[None]:
+    """Have a library that is not loaded yet be absent for what is imported inside.
+
+    (Python's import system, "The module cache": None there.) structlog loads rich, which takes
+    4 MiB, to show exceptions with the values of their frames. The log never shows those.
+    """
+    if library in sys.modules:
+        yield
+        return
+    sys.modules[library] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[library]
+
+
 @click.command()
 @click.option("--config", "path", type=_PATH, required=True, help="The configuration, in TOML.")
 def serve(path: Path) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
-    # A client command need not load what only the daemon needs.
-    from cacheagent import daemon  # noqa: PLC0415 -- see above
+    # A client command need not load what only the daemon needs, nor the daemon what they need.
+    with _without("rich"):
+        from cacheagent import daemon  # noqa: PLC0415 -- see above
 
     asyncio.run(daemon.run(load_config(path), path))
 

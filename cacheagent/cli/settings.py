@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from cacheagent.cli.text import print_json, printable
+from cacheagent.cli.plain import print_json, printable
 from cacheagent.client import AsyncClient
 from cacheagent.client.calls import DEFAULT_SOCKET, SOCKET_VARIABLE
 

@@ -15,9 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cacheagent.cli.plain import doubt, printable
 from cacheagent.cli.settings import Settings, client_options, pass_settings
 from cacheagent.cli.sizes import shown
-from cacheagent.cli.text import console, doubt, printable
+from cacheagent.cli.text import console
 from cacheagent.units import format_size
 
 if TYPE_CHECKING:

@@ -171,3 +171,31 @@ def test_signatures_need_somebody_who_may_sign(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["check-config", str(path)])
     assert done.exit_code == 2
     assert "images.verify_signatures needs images.signature_ca_file or" in done.stderr
+
+
+def _loaded_by(what: str) -> set[str]:
+    """Give the modules that a new Python has when it has done ``what``."""
+    words = [sys.executable, "-c", f"import sys\n{what}\nprint(*sys.modules)"]
+    return set(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_the_daemon_does_not_load_what_draws_tables() -> None:
+    """Its memory is that of each compute host, and it has no terminal."""
+    loaded = _loaded_by(
+        "from click.testing import CliRunner\n"
+        "from cacheagent.cli import main\n"
+        "assert CliRunner().invoke(main, ['serve', '--config', '/none']).exit_code == 2"
+    )
+    assert "cacheagent.daemon" in loaded
+    assert "rich" not in loaded
+    assert "cacheagent.cli.top" not in loaded
+
+
+def test_the_help_names_every_command() -> None:
+    """Commands are loaded when they are asked for; all of them are still there."""
+    told = CliRunner().invoke(main, ["--help"])
+    assert told.exit_code == 0
+    for name in ("check-config", "disk", "image", "imageserver", "prune", "serve", "status", "top"):
+        assert f"\n  {name} " in told.stdout
+    unknown = CliRunner().invoke(main, ["cook"])
+    assert unknown.exit_code == 2
