@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 RECORD_EVERY = 32 * BLOCK_SIZE
 """A crash loses at most this much of a download."""
 
-BLOCKS_BESIDE = 3
+BLOCKS_BESIDE = 2
 """Blocks beside one for each download: a slow one fills its own and takes none from the others."""
 
 _log = structlog.get_logger(__name__)

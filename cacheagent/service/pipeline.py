@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Outcome = tuple[BaseException | None, BaseException | None]
 
-AT_ONCE = 4
+AT_ONCE = 3
 """Buffers that one pass holds at most: one that fills, the others on their way through threads."""
 
 
