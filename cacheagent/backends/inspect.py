@@ -109,31 +109,29 @@ class Inspection:
             self._pending.clear()
 
     def _eat(self, piece: bytes | memoryview) -> None:
-        if is_first := not self._length:
-            head = bytes(piece)
-            self._head = head[: wanted(head)]
+        is_first = not self._length
+        if is_first:
+            self._head = _head(piece)
         self._length += len(piece)
         self._tail = (self._tail + bytes(piece[-TAIL_LENGTH:]))[-TAIL_LENGTH:]
-        for name, inspector in self._inspectors.items():
+        for name, inspector in list(self._inspectors.items()):
             if name in self._gone_wrong:
                 continue
             try:
                 inspector.eat_chunk(cast("bytes", piece))  # it slices and adds only
             except Exception as error:  # noqa: BLE001 - to raise is how an inspector says "not mine"
                 self._gone_wrong[name] = str(error)
-        if is_first:
-            self._let_go()
+            if is_first:
+                self._let_go(name, inspector)
 
-    def _let_go(self) -> None:
-        """Feed those no more that have all they asked for, and know it is not their format.
+    def _let_go(self, name: str, inspector: format_inspector.FileInspector) -> None:
+        """Feed one no more that has all it asked for, and knows that it is not its format.
 
         Some keep a MiB of what they saw.
         """
-        spoken_of = formats_of_start(self._head)
-        for name, inspector in list(self._inspectors.items()):
-            is_done = name in self._gone_wrong or inspector.complete
-            if is_done and name not in spoken_of and not _matches(inspector):
-                _empty(self._inspectors.pop(name))
+        is_done = name in self._gone_wrong or inspector.complete
+        if is_done and name not in formats_of_start(self._head) and not _matches(inspector):
+            _empty(self._inspectors.pop(name))
 
     def _examine(self, name: str, inspector: format_inspector.FileInspector) -> Iterator[Failure]:
         if name in self._gone_wrong:
@@ -152,6 +150,12 @@ class Inspection:
                 yield Failure(name, rule.replace("_", "-"), str(violation))
         except Exception as error:  # noqa: BLE001 - whatever breaks a check, the image caused it
             yield Failure(name, "inspector-failed", repr(error))
+
+
+def _head(piece: bytes | memoryview) -> bytes:
+    """Give what is to be kept of the first bytes; a MiB of them is there no longer than this."""
+    head = bytes(piece)
+    return head[: wanted(head)]
 
 
 def _empty(inspector: format_inspector.FileInspector) -> None:
