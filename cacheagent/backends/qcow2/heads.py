@@ -46,9 +46,13 @@ class Heads:
         self._said: dict[Head, Head] = {}
 
     def next_scan(self) -> None:
-        """Begin a scan: what the one before did not see is forgotten."""
+        """Begin a scan."""
         self._before, self._now = self._now, {}
         self._said = {head: head for head in self._before.values()}
+
+    def end_scan(self) -> None:
+        """End it: of what it did not see nothing is kept until the next one."""
+        self._before, self._said = {}, {}
 
     def of(self, path: str, found: os.stat_result) -> Head:
         """Give the head of the file at ``path``, of which stat(2) just said ``found``.

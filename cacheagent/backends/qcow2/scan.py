@@ -65,6 +65,7 @@ class OverlayScanner:
             walk.root(str(instances), may_be_empty=True)
             for folder in scan_dirs:
                 walk.root(str(folder), may_be_empty=False)
+            self._heads.end_scan()
             return walk.result()
 
 
