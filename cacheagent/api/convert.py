@@ -153,7 +153,7 @@ def verification(image_id: ImageId, done: Verification) -> wire.Verification:
 
 
 def pruned(done: Pruned) -> wire.Pruned:
-    """Give what a pass did, or would do, as it is answered."""
+    """Give what a pass did, or would do, as it is answered, but for the bases that stay."""
     return wire.Pruned(
         dry_run=done.dry_run,
         needed_bytes=done.needed_bytes,
@@ -165,7 +165,7 @@ def pruned(done: Pruned) -> wire.Pruned:
             for each in done.dropped
         ],
         evicted=[_evicted(each) for each in done.evicted],
-        stay=[_staying(each) for each in done.stay],
+        stay=[],
         skipped=[_skipped(each) for each in done.skipped],
     )
 
@@ -206,7 +206,8 @@ def _evicted(each: Eviction) -> wire.EvictedBase:
     )
 
 
-def _staying(each: Stay) -> wire.StayingBase:
+def staying(each: Stay) -> wire.StayingBase:
+    """Give a base that stays, with everything that keeps it."""
     return wire.StayingBase(
         base_id=each.base.base_id,
         image_ids=list(each.images),

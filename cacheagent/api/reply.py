@@ -10,7 +10,7 @@ from aiohttp import web
 from cacheagent.model import CacheResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Mapping
+    from collections.abc import AsyncIterable, Iterable, Mapping
 
     from cacheagent.api.wire import Answer
 
@@ -86,6 +86,20 @@ async def list_reply(name: str, rows: AsyncIterable[Answer]) -> Reply:
         body.write(comma + _written(row))
         comma = b","
     body.write(b"]}")
+    body.seek(0)
+    return Reply(status=200, body=body, content_type="application/json")
+
+
+def long_reply(answer: Answer, name: str, rows: Iterable[Answer]) -> Reply:
+    """Give ``answer`` as JSON, with ``rows`` as its member ``name``, an empty list until now.
+
+    Each is written when it comes, as in ``list_reply``.
+    """
+    # A quote within a string is escaped, so that this stands nowhere but where it is meant.
+    head, _, tail = _written(answer).partition(f'"{name}":[]'.encode())
+    written = b",".join(map(_written, rows))
+    body = BytesIO()
+    body.writelines((head, f'"{name}":['.encode(), written, b"]", tail))
     body.seek(0)
     return Reply(status=200, body=body, content_type="application/json")
 

@@ -9,7 +9,7 @@ from aiohttp import hdrs
 
 from cacheagent.api import convert, reading, wire
 from cacheagent.api.context import DESCRIPTION, METRICS, PAGE, SERVICES, STATUS
-from cacheagent.api.reply import Reply, json_reply
+from cacheagent.api.reply import Reply, json_reply, long_reply
 from cacheagent.api.requests import PruneRequest
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ async def prune(request: web.Request) -> Reply:
     done = await request.app[SERVICES].operator.prune(
         caller, dry_run=wanted.dry_run, free_bytes=wanted.free_bytes
     )
-    return json_reply(200, convert.pruned(done))
+    return long_reply(convert.pruned(done), "stay", map(convert.staying, done.stay))
 
 
 async def status(request: web.Request) -> Reply:
