@@ -99,6 +99,9 @@ class Mending:
             return None
 
     async def _mend(self, plan: DriftPlan) -> None:
+        if plan == DriftPlan():
+            # What differed when all was looked at was somebody's work, which is done.
+            return
         for name in plan.restore_bases:
             await self._store.restore_base(*name)
         for name in plan.quarantine_bases:

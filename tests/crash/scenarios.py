@@ -111,6 +111,12 @@ async def _two_disks(world: World, images: Images) -> None:
     await world.create(_disk(None, f"{OTHER}/data"))
 
 
+async def _one_overlay_after_the_other(world: World, images: Images) -> Answer:
+    """Let the first bring the template to hand."""
+    await world.create(overlay(images, f"{OTHER}/first"))
+    return await world.create(overlay(images, f"{OTHER}/second"))
+
+
 async def _unused(world: World, images: Images) -> None:
     """Let an image be here that was used and is not any more, beside one that is."""
     await _used(world, images)
@@ -283,6 +289,11 @@ SCENARIOS = (
         name="overlay, cloned",
         before=_used,
         deed=lambda world, images: world.create(overlay(images, f"{OTHER}/second")),
+    ),
+    Scenario(
+        name="overlay of what is at hand",
+        before=_used,
+        deed=_one_overlay_after_the_other,
     ),
     Scenario(
         name="raw copy",

@@ -8,7 +8,6 @@ comes out of it.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from cacheagent.backends.catalog import around, claims, counts, holds, mending, queries
@@ -195,14 +194,13 @@ class Catalog:
 
         For threads other than the event loop's: it blocks.
         """
-        return self._db.write_all([partial(claims.claim_disk, wanted=d, fit=f) for d, f in wanted])
+        each = ({"wanted": disk, "fit": fit} for disk, fit in wanted)
+        return self._db.write_each(claims.claim_disk, each)
 
     def finish_disks(self, made: Sequence[Disk], now: datetime) -> list[Ended]:
         """Do what ``finish_disk`` does for several disks; as ``claim_disks``."""
-        finish = partial(queries.finish_disk, now=now)
-        return self._db.write_all(
-            [partial(finish, key=each.key, virtual_size=each.virtual_size) for each in made]
-        )
+        each = ({"key": disk.key, "virtual_size": disk.virtual_size, "now": now} for disk in made)
+        return self._db.write_each(queries.finish_disk, each)
 
     async def finish_disk(self, key: DiskKey, *, virtual_size: int, now: datetime) -> Disk:
         """Set the disk to READY, and its base's last use to ``now``; give the disk.

@@ -20,7 +20,7 @@ from cacheagent.sync.lane import Ended, Lane, attempt
 from cacheagent.sync.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,12 +107,16 @@ class Database:
         done: T = await self._lane.run(_Work(query=work, args=args, kwargs=kwargs, writes=True))
         return done
 
-    def write_all(self, works: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Ended]:
-        """Do what ``write`` does for several at once, in the calling thread, which has to wait.
+    def write_each(
+        self, work: Callable[..., Any], arguments: Iterable[Mapping[str, Any]]
+    ) -> list[Ended]:
+        """Do what ``write`` does, once for each of the ``arguments``, and give what comes of each.
 
-        Gives what comes of each.
+        It is done in the calling thread, which has to wait.
         """
-        return self._do([_Work(query=each, args=(), kwargs={}, writes=True) for each in works])
+        return self._do(
+            [_Work(query=work, args=(), kwargs=each, writes=True) for each in arguments]
+        )
 
     async def close(self) -> None:
         """Close the file; what is under way ends first."""
