@@ -22,6 +22,9 @@ _Outcome = tuple[BaseException | None, BaseException | None]
 AT_ONCE = 3
 """Buffers that one pass holds at most: one that fills, the others on their way through threads."""
 
+SHORT_PIECE = 128 << 10
+"""Bytes that are received at once beside other passes: a request waits for one piece of each."""
+
 
 class Pipeline:
     """Passes blocks on to the proof and to the part, each of which works in its own thread.
@@ -52,7 +55,8 @@ class Pipeline:
             while len(self._under_way) >= AT_ONCE - 1:
                 await self._oldest()
             self._filling = await self._blocks.take()
-        return self._filling.rest()
+        rest = self._filling.rest()
+        return rest[:SHORT_PIECE] if self._blocks.lent > AT_ONCE else rest
 
     async def run(self, pieces: AsyncIterable[memoryview]) -> None:
         """Take in all pieces, received into ``room``; on return all were written and proved.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cacheagent.backends.store import BLOCK_SIZE, Block, Part
-from cacheagent.service.pipeline import AT_ONCE, Pipeline
+from cacheagent.service.pipeline import AT_ONCE, SHORT_PIECE, Pipeline
 from cacheagent.service.proof import Proof
 from cacheagent.sync import precedence
 from cacheagent.sync.lending import Lending
@@ -114,6 +114,17 @@ async def test_a_pass_that_waits_leaves_buffers_to_the_others(tmp_path: Path) ->
         with pytest.raises(asyncio.CancelledError):
             await running
     await all_back(blocks, AT_ONCE + 1)
+
+
+async def test_beside_others_a_pass_receives_less_at_once(tmp_path: Path) -> None:
+    """A request waits for a piece of each download, so that piece is short where there are many."""
+    blocks = Lending(Block, 2 * AT_ONCE)
+    async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
+        pipeline = Pipeline(part, Stalled(), blocks, Precedence(), lambda _length: None)
+        assert len(await pipeline.room()) == BLOCK_SIZE
+        for _ in range(AT_ONCE):
+            await blocks.take()
+        assert len(await pipeline.room()) == SHORT_PIECE
 
 
 async def test_a_pass_that_is_stopped_keeps_its_buffers_while_a_thread_looks_at_them(
