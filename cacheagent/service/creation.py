@@ -120,7 +120,8 @@ class Creation:
         key = disk.key
         # Who asks for another one from here on is refused: its run would pass over this row.
         with self._wanted.asked(key, spec) as first:
-            if first:
+            # A run holds the lock until its base has come: that is not waited for.
+            if first or await self._is_ready(key):
                 async with self._locks.hold(key):
                     existing = await self._existing(key, spec)
                     if existing is not None and existing.state is DiskState.READY:
@@ -130,6 +131,10 @@ class Creation:
                 return disk, False
         self._background.start(self._finish(key, spec, caller), "creation of a disk")
         return disk, True
+
+    async def _is_ready(self, key: DiskKey) -> bool:
+        disk = await self._catalog.disk(key)
+        return disk is not None and disk.state is DiskState.READY
 
     async def remove(self, key: DiskKey) -> None:
         """Remove the disk, and stop its creation; who waits for that is told."""

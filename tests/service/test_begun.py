@@ -131,3 +131,19 @@ async def test_two_who_begin_the_same_get_one_disk(rig: Rig) -> None:
     await until(lambda: not rig.creation.wanted())
     assert await state_of(rig, KEY) is DiskState.READY
     assert await rig.disks.begin(KEY, SMALL, NOBODY) == (await rig.disks.show(KEY), False)
+
+
+async def test_of_two_who_begin_what_has_the_name_of_another_disk_both_learn_of_it(
+    rig: Rig,
+) -> None:
+    """Nobody is told that a disk is on its way whose name stands for one that is there."""
+    require_programs("qemu-img")
+    there, _ = await rig.disks.create(KEY, LARGE, NOBODY)
+    both = await asyncio.gather(
+        *(rig.disks.begin(KEY, SMALL, NOBODY) for _ in range(2)), return_exceptions=True
+    )
+    assert [type(each) for each in both] == [DiskConflictError] * 2
+    assert (await rig.disks.show(KEY)).disk == there.disk
+    # Who asks for what is there gets it.
+    found = await asyncio.gather(*(rig.disks.begin(KEY, LARGE, NOBODY) for _ in range(2)))
+    assert [(view.disk, begun) for view, begun in found] == [(there.disk, False)] * 2
