@@ -12,6 +12,7 @@ import pytest
 from cacheagent.backends.store import Clone, disks
 from cacheagent.backends.store.disks import DiskFiles
 from cacheagent.backends.store.templates import Template, read_template
+from cacheagent.errors import DiskFullError
 from cacheagent.model import DiskFormat, DiskKey, DiskName
 from cacheagent.policy.layout import Layout
 from tests.fakes.values import disk_key
@@ -100,3 +101,35 @@ def test_folder_of_all_instances_is_brought_home_for_new_folders_only(
     for clone in clones:
         assert made.clone_all([clone]) == [(True, None)]
     assert synced.count(layout.instances_dir) == 1
+
+
+@pytest.mark.parametrize("way", ["clone", "finish"])
+def test_a_name_that_does_not_reach_the_device_is_taken_back(
+    layout: Layout,
+    made: DiskFiles,
+    clones: tuple[Clone, Clone],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """Whoever is told that it failed finds the name free, and the disk beside it where it was."""
+    one, other = clones
+    assert made.clone_all([other]) == [(True, None)]
+    path = layout.disk(one.key, one.format)
+    fsync, full = os.fsync, [OSError(errno.ENOSPC, "full")]
+
+    def fail_once(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().is_dir() and path.exists() and full:
+            raise full.pop()
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    if way == "clone":
+        ((_, error),) = made.clone_all([one])
+        assert isinstance(error, DiskFullError)
+    else:
+        made.begin(one.key, one.format)
+        with pytest.raises(OSError, match="full"):
+            made.finish(one.key, one.format)
+    assert not full
+    assert list(path.parent.iterdir()) == [layout.disk(other.key, other.format)]
+    assert made.clone_all([one]) == [(True, None)]

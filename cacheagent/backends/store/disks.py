@@ -114,8 +114,8 @@ class DiskFiles:
                 self._fresh.discard(path.parent)
             finally:
                 os.close(file)
-            _rename(folder, making, path)
-            yield (folder,)
+            with _named(folder, making, path):
+                yield (folder,)
         return True
 
     def _sync(self, wanted: Sequence[tuple[int, ...]]) -> list[Ended]:
@@ -140,8 +140,8 @@ class DiskFiles:
             with files.open_fd(making.name, os.O_RDONLY, folder=folder) as fd:
                 self._give_rights(fd)
                 os.fsync(fd)
-            _rename(folder, making, path)
-            os.fsync(folder)
+            with _named(folder, making, path):
+                os.fsync(folder)
         return path
 
     @contextlib.contextmanager
@@ -216,12 +216,19 @@ def _fill(file: int, template: Template) -> None:
     os.ftruncate(file, template.size)
 
 
-def _rename(folder: int, making: Path, path: Path) -> None:
-    """Give the unfinished file the name of the disk."""
+@contextlib.contextmanager
+def _named(folder: int, making: Path, path: Path) -> Iterator[None]:
+    """Give the unfinished file the name of the disk; the body makes that durable, or it goes."""
     # Nobody but the holder of the disk's lock makes this name: looking first is enough.
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     os.rename(making.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        yield
+    except BaseException:
+        # Else the next try would take it for somebody else's.
+        _unlink(path.name, folder)
+        raise
 
 
 def _unlink(name: str, folder: int) -> None:
