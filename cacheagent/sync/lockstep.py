@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from cacheagent.sync.lane import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -19,7 +22,7 @@ def lockstep(
 
     A generator yields what it wants done. ``do`` gets what all of them want, and gives as many
     outcomes in the same order; each generator goes on with its own, or with its error raised. An
-    error ends the one that it is of, and no other.
+    error ends the one that it is of, and no other; what ``do`` raises is raised in all of them.
     """
     ended: dict[int, Ended] = {}
     going: dict[int, Ended] = dict.fromkeys(range(len(works)), (None, None))
@@ -32,9 +35,15 @@ def lockstep(
                 ended[number] = end.value, None
             except BaseException as error:  # noqa: BLE001 -- whatever it is, it is the caller's
                 ended[number] = None, error
-        done = do(tuple(wanted.values())) if wanted else ()
-        going = dict(zip(wanted, done, strict=True))
+        going = dict(zip(wanted, _done(do, tuple(wanted.values())), strict=True))
     return [ended[number] for number in range(len(works))]
+
+
+def _done(do: Callable[[Sequence[W]], Sequence[Ended]], wanted: Sequence[W]) -> Sequence[Ended]:
+    if not wanted:
+        return ()
+    done, error = attempt(partial(do, wanted))
+    return done if error is None else [(None, error)] * len(wanted)
 
 
 def _step(work: Generator[W, Any, Any], outcome: Ended) -> W:

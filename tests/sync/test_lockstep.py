@@ -60,6 +60,18 @@ def test_an_error_is_that_of_one() -> None:
     assert rounds.seen == [(0, 2, 0), (3, 5)]
 
 
+def test_what_fails_for_all_is_told_to_each() -> None:
+    """None of them is left where it waited: each can clean up behind itself."""
+
+    def broken(wanted: Sequence[int]) -> list[Ended]:
+        raise ValueError(f"no thread for {len(wanted)}")
+
+    (_, error), other, caught = lockstep([counting(1), counting(), catching()], broken)
+    assert isinstance(error, ValueError)
+    assert other == (0, None)
+    assert str(caught[1]) == "no thread for 1"
+
+
 def test_nothing_to_do() -> None:
     """No work has no outcome."""
     assert lockstep([], Rounds().do) == []
