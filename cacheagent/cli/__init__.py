@@ -28,14 +28,11 @@ _COMMANDS = {
 class _Commands(EndingGroup):
     """Loads a command when it is asked for: the daemon needs not what its clients show things with.
 
-    (click's documentation, "Lazily Loading Subcommands".)
+    (click's documentation, "Lazily Loading Subcommands".) Until then an empty one has its name:
+    click takes from these what there is, and what somebody may have meant who mistyped one.
     """
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- the signature is click's
-        """Name all commands."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- as above
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- the signature is click's
         """Give a command, None where there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
@@ -44,7 +41,11 @@ class _Commands(EndingGroup):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    commands=[click.Command(name) for name in _COMMANDS],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(cacheagent.__version__, "-V", "--version", prog_name="cacheagent")
 @client_options
 def main() -> None:

@@ -199,3 +199,12 @@ def test_the_help_names_every_command() -> None:
         assert f"\n  {name} " in told.stdout
     unknown = CliRunner().invoke(main, ["cook"])
     assert unknown.exit_code == 2
+
+
+def test_who_mistypes_a_command_is_told_which_there_is() -> None:
+    """What click suggests for a command of ours, it suggests for one that is not loaded yet."""
+    here = CliRunner().invoke(main, ["statsu"])
+    within = CliRunner().invoke(main, ["image", "lst"])
+    assert (here.exit_code, within.exit_code) == (2, 2)
+    # An old click (before 8.4) suggests nothing.
+    assert ("'status'" in here.stderr) == ("'list'" in within.stderr)
