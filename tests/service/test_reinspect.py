@@ -321,13 +321,13 @@ async def test_converted_base_that_newer_rules_refuse_is_never_handed_out(
 # --- not told ------------------------------------------------------------------------------------
 
 
-def _starve(rig: Rig, patch: pytest.MonkeyPatch) -> None:
-    """Let a limit stop every ``qemu-img info``, as one that is too low for this host does."""
+def _starve(rig: Rig, patch: pytest.MonkeyPatch, command: str) -> None:
+    """Let a limit stop one command of qemu-img, as one that is too low for this host does."""
 
-    async def info(_path: Path, _image_format: str) -> None:
-        raise QemuImgError("qemu-img info: stopped by a limit", at_limit=True)
+    async def stopped(_path: Path, _image_format: str) -> None:
+        raise QemuImgError(f"qemu-img {command}: stopped by a limit", at_limit=True)
 
-    patch.setattr(rig.parts.qemu, "info", info)
+    patch.setattr(rig.parts.qemu, command, stopped)
 
 
 async def test_limit_of_this_host_refuses_no_base(
@@ -338,7 +338,7 @@ async def test_limit_of_this_host_refuses_no_base(
     base = await bring(rig, wanted)
     await make_old(rig, base)
     with monkeypatch.context() as patch:
-        _starve(rig, patch)
+        _starve(rig, patch, "info")
         with pytest.raises(HostUnavailableError, match="stopped by a limit"):
             await rig.bases.ensure(wanted, NOBODY)
         with pytest.raises(HostUnavailableError):
@@ -349,13 +349,14 @@ async def test_limit_of_this_host_refuses_no_base(
     assert (await rig.bases.ensure(wanted, NOBODY)).result is CacheResult.HIT
 
 
+@pytest.mark.parametrize("command", ["info", "check"])
 async def test_limit_of_this_host_refuses_no_converted_base(
-    rig: Rig, glance: LyingGlance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, glance: LyingGlance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Its source could not be looked at this time, which says nothing against what is here."""
     wanted, base = await converted(rig, glance, tmp_path)
     with monkeypatch.context() as patch:
-        _starve(rig, patch)
+        _starve(rig, patch, command)
         with pytest.raises(ImageUnacceptableError) as caught:
             await rig.bases.ensure(wanted, NOBODY)
         assert caught.value.reason == "limits"
