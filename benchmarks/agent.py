@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PATIENCE = 300.0
-_UNIT = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "524288"}
+_UNIT = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "524288",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+}
 """What the unit of the daemon sets."""
 
 
