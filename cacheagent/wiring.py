@@ -228,7 +228,7 @@ async def open_glance(
     hooks = GlanceHooks(
         on_request=partial(_count_request, metrics),
         on_resume=metrics.download_resumed_bytes_total.inc,
-        throttle=Throttle(config.bandwidth_limit).take,
+        throttle=Throttle(config.bandwidth_limit).share,
     )
     settings = GlanceSettings(
         connect_timeout=config.connect_timeout,

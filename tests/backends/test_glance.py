@@ -38,7 +38,7 @@ from tests.fakes.lying_glance import LyingGlance
 from tests.service.rig import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from cacheagent.backends.glance import TokenSource
@@ -90,16 +90,22 @@ class Notes:
 
     requests: list[tuple[str, str]] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
-    throttled: int = 0
+    throttled: list[int] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
     async def wait(self, seconds: float) -> None:
         """Note a wait."""
         self.waits.append(seconds)
 
-    async def throttle(self, count: int) -> None:
-        """Note bytes."""
-        self.throttled += count
+    def throttle(self) -> Callable[[int], Awaitable[None]]:
+        """Give a stream what notes its bytes, apart from those of other streams."""
+        stream = len(self.throttled)
+        self.throttled.append(0)
+
+        async def take(count: int) -> None:
+            self.throttled[stream] += count
+
+        return take
 
     def hooks(self) -> GlanceHooks:
         """Give hooks that note."""
@@ -686,7 +692,18 @@ async def test_a_download_gives_every_byte_once(
     assert await download(glance, await glance.show(image_id, NOBODY)) == DATA
     assert [seen.range for seen in service.calls("data")] == [None]
     assert [seen.headers["Accept-Encoding"] for seen in service.calls("data")] == ["identity"]
-    assert notes.throttled == len(DATA)
+    assert notes.throttled == [len(DATA)]
+
+
+async def test_each_download_has_one_share_of_the_bandwidth(
+    glance: Glance, service: LyingGlance, notes: Notes
+) -> None:
+    """A download that goes on over another connection goes on in the same share."""
+    image = await glance.show(service.add(DATA), NOBODY)
+    assert await download(glance, image) == DATA
+    service.lie("data", lies.cut(after=1000))
+    assert await download(glance, image) == DATA
+    assert notes.throttled == [len(DATA), len(DATA)]
 
 
 async def test_a_download_begins_at_the_offset(

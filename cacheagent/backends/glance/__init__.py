@@ -45,6 +45,9 @@ __all__ = ["Contact", "Glance", "GlanceHooks", "GlanceSettings", "TokenSource"]
 
 T = TypeVar("T")
 
+Take = Callable[[int], Awaitable[None]]
+"""Waits until that many bytes may pass."""
+
 _PIECE = 256 << 10
 
 _log = structlog.get_logger(__name__)
@@ -54,8 +57,12 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _unlimited(_bytes: int) -> None:
+async def _at_once(_bytes: int) -> None:
     return
+
+
+def _unlimited() -> Take:
+    return _at_once
 
 
 async def new_room() -> memoryview:
@@ -69,24 +76,29 @@ class GlanceHooks:
 
     ``on_request(call, status)`` per request: call is ``versions``, ``show``, ``access`` or
     ``data``, status the number as text, or ``none`` where no answer came. ``on_resume(bytes)``
-    when a download goes on, with the bytes that need not come again. ``throttle(bytes)`` is
-    awaited for each piece of data received. ``now`` gives the time for ``contact``.
+    when a download goes on, with the bytes that need not come again. ``throttle()`` is
+    called once per stream, and what it gives is awaited with the bytes of each piece of data
+    received. ``now`` gives the time for ``contact``.
     """
 
     on_request: Callable[[str, str], None] = lambda _call, _status: None
     on_resume: Callable[[int], None] = lambda _bytes: None
-    throttle: Callable[[int], Awaitable[None]] = _unlimited
+    throttle: Callable[[], Take] = _unlimited
     now: Callable[[], datetime] = _utc_now
 
 
 @dataclass(slots=True, kw_only=True)
 class _Download:
-    """How far a download has come: the next byte that is wanted, and the size where known."""
+    """How far a download has come: the next byte that is wanted, and the size where known.
+
+    ``take`` is its share of the bandwidth, whatever connections it comes over.
+    """
 
     image: GlanceImage
     caller: Caller
     position: int
     size: int | None
+    take: Take
 
     @property
     def ask(self) -> Ask:
@@ -228,7 +240,13 @@ class Glance:
         """
         if offset < 0 or (image.size is not None and offset > image.size):
             raise ValueError(f"offset {offset} is outside of the image")
-        download = _Download(image=image, caller=caller, position=offset, size=image.size)
+        download = _Download(
+            image=image,
+            caller=caller,
+            position=offset,
+            size=image.size,
+            take=self._hooks.throttle(),
+        )
         attempts = self._attempts()
         while download.position != download.size:
             try:
@@ -252,7 +270,7 @@ class Glance:
             if download.position > skip:
                 self._hooks.on_resume(download.position - skip)
             # What is here already never shares a piece with what is not.
-            while piece := await self._piece(answer, (await room())[: skip or None]):
+            while piece := await _receive(answer, (await room())[: skip or None], download.take):
                 if skip:
                     skip -= len(piece)
                     continue
@@ -263,11 +281,6 @@ class Glance:
                 yield piece
         if download.position < download.size:
             raise FailureError(f"the data end after {download.position} of {download.size} bytes")
-
-    async def _piece(self, answer: Answer, room: memoryview) -> memoryview:
-        received = await answer.receive(room)
-        await self._hooks.throttle(received)
-        return room[:received]
 
     async def _check_active(self, image_id: ImageId, caller: Caller) -> None:
         image = await self.show(image_id, caller)
@@ -294,3 +307,9 @@ class Glance:
         if hopeless or not await attempts.again(asked):
             retry_after = max(error.retry_after, int(min(asked or 0, LONGEST_ASKED)))
             raise GlanceUnavailableError(str(error), retry_after=retry_after) from error
+
+
+async def _receive(answer: Answer, room: memoryview, take: Take) -> memoryview:
+    received = await answer.receive(room)
+    await take(received)
+    return room[:received]
