@@ -63,7 +63,7 @@ class AtOnce:
     @staticmethod
     def suits(spec: DiskSpec) -> bool:
         """Tell whether a copy of a template may be all that such a disk needs."""
-        return spec.mode is DiskMode.OVERLAY
+        return spec.mode is DiskMode.OVERLAY and spec.image_id is not None
 
     async def make(self, wanted: Disk, fit: Fit) -> tuple[Claim, Disk | None]:
         """Claim the disk as ``Catalog.claim_disk``; make it, where base and template are at hand.

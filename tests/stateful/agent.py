@@ -184,15 +184,23 @@ def _of_asyncio(task: asyncio.Task[Any]) -> bool:
 def _put_under(life: Life, rig: Rig) -> None:
     """Let the deeds of an agent end with its life."""
     store, catalog = rig.parts.store, rig.parts.catalog._db  # noqa: SLF001 -- all deeds pass there
+    loop = asyncio.get_running_loop()
+    in_threads: tuple[tuple[object, str], ...] = (
+        (rig.parts.catalog, "claim_disks"),
+        (store, "clone_disks"),
+        (rig.parts.catalog, "finish_disks"),
+    )
+    for owner, name in in_threads:
+        setattr(owner, name, _mortal_in_thread(life, loop, getattr(owner, name)))
     deeds = ((store, "_run_in"), (store, "clone_disk"), (catalog, "read"), (catalog, "write"))
     for owner, name in deeds:
         setattr(owner, name, _mortal(life, getattr(owner, name)))
     parts, opened = store.part, "part"
 
     @contextlib.asynccontextmanager
-    async def part(image: GlanceImage) -> AsyncIterator[Part]:
+    async def part(image: GlanceImage, give_way: Callable[[], None]) -> AsyncIterator[Part]:
         life.deed()
-        async with parts(image) as made:
+        async with parts(image, give_way) as made:
             run, name = made._run, "_run"  # noqa: SLF001 -- all deeds of a part pass there
 
             def told(*arguments: Any) -> asyncio.Future[Any]:  # noqa: ANN401 -- whatever it takes
@@ -203,6 +211,19 @@ def _put_under(life: Life, rig: Rig) -> None:
             yield made
 
     setattr(store, opened, part)
+
+
+def _mortal_in_thread(
+    life: Life, loop: asyncio.AbstractEventLoop, deed: Callable[..., T]
+) -> Callable[..., T]:
+    async def lives() -> None:
+        life.deed()
+
+    def told(*arguments: Any) -> T:  # noqa: ANN401 -- whatever it takes
+        asyncio.run_coroutine_threadsafe(lives(), loop).result()
+        return deed(*arguments)
+
+    return told
 
 
 def _mortal(
