@@ -58,7 +58,7 @@ async def _name(_request: web.Request, response: web.StreamResponse) -> None:
 class _Requests(web.RequestHandler):
     """Reads the requests of one connection; what is no HTTP it answers itself.
 
-    From its first byte to its answer a request goes before downloads.
+    From its first byte to its answer, one that makes something goes before downloads.
     """
 
     __slots__ = ("_precedence", "_turn")
@@ -70,7 +70,7 @@ class _Requests(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Read what came."""
-        if self._turn is None:
+        if self._turn is None and data.startswith(b"PUT "):
             self._turn = self._precedence.begin()
         super().data_received(data)
 

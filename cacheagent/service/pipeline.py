@@ -23,7 +23,7 @@ AT_ONCE = 3
 """Buffers that one pass holds at most: one that fills, the others on their way through threads."""
 
 SHORT_PIECE = 128 << 10
-"""Bytes that are received at once beside other passes: a request waits for one piece of each."""
+"""Bytes that are received at once while requests come: each waits for one piece of each pass."""
 
 
 class Pipeline:
@@ -50,13 +50,13 @@ class Pipeline:
 
     async def room(self) -> memoryview:
         """Give the memory that the next piece is to begin in, once no request goes first."""
-        await self._precedence.give_way()
+        others = await self._precedence.give_way()
         if self._filling is None:
             while len(self._under_way) >= AT_ONCE - 1:
                 await self._oldest()
             self._filling = await self._blocks.take()
         rest = self._filling.rest()
-        return rest[:SHORT_PIECE] if self._blocks.lent > AT_ONCE else rest
+        return rest[:SHORT_PIECE] if others else rest
 
     async def run(self, pieces: AsyncIterable[memoryview]) -> None:
         """Take in all pieces, received into ``room``; on return all were written and proved.

@@ -24,11 +24,6 @@ class Lending(Generic[T]):
         self._spare: list[T] = []
         self._out = 0
 
-    @property
-    def lent(self) -> int:
-        """How many things are out."""
-        return self._out
-
     async def take(self) -> T:
         """Give a thing that nobody else has, as the last borrower left it; wait for one if need be.
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PATIENCE = 0.02
 """Seconds for which somebody goes first at most: what takes longer takes long itself."""
 
+LATELY = 0.1
+"""Seconds behind short work for which more of it is expected."""
+
 
 class Turn:
     """Somebody goes first until ``end``, or for ``PATIENCE``."""
@@ -47,6 +50,7 @@ class Precedence:
         self._earned = PATIENCE
         self._since = clock()
         self._until = 0.0
+        self._expected = 0.0
         self._idle = asyncio.Event()
         # The same for threads.
         self._free = threading.Event()
@@ -60,6 +64,7 @@ class Precedence:
             self._idle.clear()
             self._free.clear()
         self._turns += 1
+        self._expected = self._clock() + PATIENCE + LATELY
         return Turn(self._end)
 
     def _end(self) -> None:
@@ -76,15 +81,20 @@ class Precedence:
         until = self._until
         return until - self._clock() if until else 0.0
 
-    async def give_way(self) -> None:
-        """Wait while somebody goes first."""
+    async def give_way(self) -> bool:
+        """Wait while somebody goes first; tell whether more of that is expected.
+
+        Then long work goes on in short pieces, and asks again behind each.
+        """
         # The next may have begun before this is woken by the end of the last one.
         while (left := self._left()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._idle.wait()
+        return self._clock() < self._expected
 
-    def give_way_in_thread(self) -> None:
-        """Wait while somebody goes first, and block; for threads that are not the loop's."""
+    def give_way_in_thread(self) -> bool:
+        """Do what ``give_way`` does, and block; for threads that are not the loop's."""
         while (left := self._left()) > 0:
             self._free.wait(left)
+        return self._clock() < self._expected

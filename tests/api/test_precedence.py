@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_a_request_goes_first_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloads wait from its first byte on, and go on behind its answer, over one connection."""
+async def test_what_makes_something_goes_first_until_it_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Downloads wait from its first byte on, and go on behind its answer; who only looks waits."""
     monkeypatch.setattr(precedence, "PATIENCE", 600.0)
     one, seen = Precedence(StandingClock()), list[bool]()
 
@@ -27,13 +29,13 @@ async def test_a_request_goes_first_until_it_is_answered(monkeypatch: pytest.Mon
         return web.Response()
 
     app = web.Application()
-    app.router.add_get("/", look)
+    app.router.add_route("*", "/", look)
     async with served(app, precedence=one) as url, aiohttp.ClientSession() as client:
-        for _ in range(2):
-            async with client.get(url) as answer:
+        for method in ("PUT", "PUT", "GET"):
+            async with client.request(method, url) as answer:
                 await answer.read()
             await one.give_way()
-    assert seen == [True, True]
+    assert seen == [True, True, False]
 
 
 async def test_whoever_leaves_keeps_no_download_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,11 +49,11 @@ async def test_whoever_leaves_keeps_no_download_waiting(monkeypatch: pytest.Monk
         raise AssertionError
 
     app = web.Application()
-    app.router.add_get("/", stay)
+    app.router.add_put("/", stay)
     async with served(app, precedence=one) as url:
         port = int(url.rpartition(":")[2])
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        writer.write(b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await come.wait()
         assert await waits(one)
         writer.close()

@@ -116,15 +116,17 @@ async def test_a_pass_that_waits_leaves_buffers_to_the_others(tmp_path: Path) ->
     await all_back(blocks, AT_ONCE + 1)
 
 
-async def test_beside_others_a_pass_receives_less_at_once(tmp_path: Path) -> None:
-    """A request waits for a piece of each download, so that piece is short where there are many."""
-    blocks = Lending(Block, 2 * AT_ONCE)
+async def test_while_requests_come_a_pass_receives_less_at_once(tmp_path: Path) -> None:
+    """A request waits for a piece of each download, so that piece is short where there are any."""
+    clock = StandingClock()
+    one, blocks = Precedence(clock), Lending(Block, 1)
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE) as part:
-        pipeline = Pipeline(part, Stalled(), blocks, Precedence(), lambda _length: None)
+        pipeline = Pipeline(part, Stalled(), blocks, one, lambda _length: None)
         assert len(await pipeline.room()) == BLOCK_SIZE
-        for _ in range(AT_ONCE):
-            await blocks.take()
+        one.begin().end()
         assert len(await pipeline.room()) == SHORT_PIECE
+        clock.now += precedence.PATIENCE + precedence.LATELY
+        assert len(await pipeline.room()) == BLOCK_SIZE
 
 
 async def test_a_pass_that_is_stopped_keeps_its_buffers_while_a_thread_looks_at_them(
@@ -174,13 +176,21 @@ async def test_a_download_receives_nothing_while_a_request_goes_first(
             assert (await proof.finish()).digest == IMAGE.digest
 
 
-async def test_what_is_hashed_and_written_gives_way_again_and_again(tmp_path: Path) -> None:
-    """A request waits for one piece of a block at most, and not for the whole of it."""
+@pytest.mark.parametrize(("more", "times"), [(True, BLOCK_SIZE // (512 << 10)), (False, 1)])
+async def test_what_is_hashed_and_written_gives_way_again_and_again(
+    tmp_path: Path, *, more: bool, times: int
+) -> None:
+    """While requests come, one waits for a piece of a block at most; else a block is one piece."""
     hashed, written, block = list[None](), list[None](), Block()
     block.rest()[:] = DATA[:BLOCK_SIZE]
     block.length = BLOCK_SIZE
-    way, other = partial(hashed.append, None), partial(written.append, None)
+
+    def asked(asks: list[None]) -> bool:
+        asks.append(None)
+        return more
+
+    way, other = partial(asked, hashed), partial(asked, written)
     async with Part.open(tmp_path / "part", tmp_path / "record", IMAGE, way) as part:
         with Proof.open(IMAGE, give_way=other) as proof:
             await asyncio.gather(proof.feed(block.view()), part.write(block))
-    assert min(len(hashed), len(written)) >= BLOCK_SIZE // (512 << 10)
+    assert min(len(hashed), len(written)) == times

@@ -198,7 +198,7 @@ def _put_under(life: Life, rig: Rig) -> None:
     parts, opened = store.part, "part"
 
     @contextlib.asynccontextmanager
-    async def part(image: GlanceImage, give_way: Callable[[], None]) -> AsyncIterator[Part]:
+    async def part(image: GlanceImage, give_way: Callable[[], bool]) -> AsyncIterator[Part]:
         life.deed()
         async with parts(image, give_way) as made:
             run, name = made._run, "_run"  # noqa: SLF001 -- all deeds of a part pass there

@@ -108,7 +108,7 @@ class Part:
         record: Path,
         image: GlanceImage,
         thread: Executor,
-        give_way: Callable[[], None],
+        give_way: Callable[[], bool],
     ) -> None:
         self.path = path
         self.size = image.size or 0
@@ -127,11 +127,12 @@ class Part:
         path: Path,
         record: Path,
         image: GlanceImage,
-        give_way: Callable[[], None] = lambda: None,
+        give_way: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[Self]:
         """Open the part of ``image``, with what an earlier ingest of the same content left.
 
-        ``give_way`` is called before each piece is written, and returns when it may be.
+        ``give_way`` returns when something may be written, and tells whether it is to be asked
+        again soon: ``Precedence.give_way``.
 
         Raises:
             InsufficientSpaceError: the file system is full.
@@ -192,10 +193,11 @@ class Part:
         data = block.padded()
         with files.space_errors(self.path.parent, self.size):
             for start, end in data_runs(data):
-                for begin in range(start, end, SLICE):
-                    self._give_way()
-                    piece = data[begin : min(begin + SLICE, end)]
-                    _write_all(self._fd, piece, offset + begin)
+                done = start
+                while done < end:
+                    upto = min(done + SLICE, end) if self._give_way() else end
+                    _write_all(self._fd, data[done:upto], offset + done)
+                    done = upto
             if len(data) != block.length:
                 os.ftruncate(self._fd, self.size)
         # After a write that failed, what follows it is no longer a beginning.

@@ -163,7 +163,7 @@ class Store:
     # --- ingests ---------------------------------------------------------------------------
 
     def part(
-        self, image: GlanceImage, give_way: Callable[[], None] = lambda: None
+        self, image: GlanceImage, give_way: Callable[[], bool] = lambda: False
     ) -> contextlib.AbstractAsyncContextManager[Part]:
         """Open the file that the image arrives in; see ``Part.open``."""
         path = self.layout.part(image.image_id)
