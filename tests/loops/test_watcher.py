@@ -158,14 +158,14 @@ async def test_failure_does_not_end_it(
 ) -> None:
     """With too many inotify instances, or a catalog that fails, it tries again."""
     broken = inotify.Watcher if where == "open" else world.rig.parts.catalog
-    name = "open" if where == "open" else "disks"
+    name = "open" if where == "open" else "next_disks"
     right = getattr(broken, name)
     failures = iter([OSError(errno.EMFILE, "too many"), CatalogError("it cannot be read")])
 
-    async def fail() -> object:
+    async def fail(*arguments: object) -> object:
         for failure in failures:
             raise failure
-        return await right()
+        return await right(*arguments)
 
     monkeypatch.setattr(broken, name, fail)
     async with running(world):
